@@ -1,0 +1,146 @@
+"""An open_clip image tower becomes the internal timm ViT with equal token features.
+
+The projection into the text space is dropped: methods start from the tower's own features.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from vidpipe.errors import VidpipeError
+
+if TYPE_CHECKING:
+    from vidpipe.backbones.zoo import BackboneConfig
+
+# CLIP's names (open_clip and OpenAI) -> timm's, applied in order.
+_CLIP_TO_TIMM = [
+    (r"^class_embedding$", "cls_token"),
+    (r"^positional_embedding$", "pos_embed"),
+    (r"^conv1\.", "patch_embed.proj."),
+    (r"^ln_pre\.", "norm_pre."),
+    (r"^ln_post\.", "norm."),
+    (r"^transformer\.resblocks\.", "blocks."),
+    (r"\.attn\.in_proj_", ".attn.qkv."),
+    (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.ln_([12])\.", r".norm\1."),
+    (r"\.ls_([12])\.", r".ls\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+]
+
+
+def timm_name(name: str) -> str:
+    """A CLIP tower's parameter name in timm's ViT; other names come back unchanged."""
+    for pattern, replacement in _CLIP_TO_TIMM:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def as_tokens(tensor: Tensor) -> Tensor:
+    """Class and position embeddings, (D,) or (N, D) in CLIP, as timm's (1, N, D)."""
+    return tensor.reshape(1, -1, tensor.shape[-1])
+
+
+def tower_to_timm(
+    tower: nn.Module, name: str, img_size: int
+) -> tuple[VisionTransformer, dict[str, Tensor]]:
+    """`open_clip.transformer.VisionTransformer` -> (untrained timm ViT, its state by timm names).
+
+    The state's position grid has the tower's own size. Raises VidpipeError for towers whose
+    features are not a class token after a final norm.
+    """
+    import open_clip.transformer as zoo
+
+    def refuse(what: str) -> VidpipeError:
+        return VidpipeError(
+            f"backbone.name: open_clip {name} has {what}, which is not supported; choose a plain "
+            "CLIP ViT such as ViT-B-16"
+        )
+
+    if not isinstance(tower, zoo.VisionTransformer):
+        raise refuse(f"a {type(tower).__name__} image tower")
+    if tower.attn_pool is not None:
+        raise refuse("attention pooling")
+    if tower.pool_type != "tok" or tower.final_ln_after_pool:
+        raise refuse(f"{tower.pool_type!r} pooling")
+    blocks = list(tower.transformer.resblocks)
+    block = cast(Any, blocks[0])
+    if type(block) is not zoo.ResidualAttentionBlock:
+        raise refuse(f"{type(block).__name__} blocks")
+    state = {timm_name(k): v for k, v in tower.state_dict().items() if k != "proj"}
+    for key in ("cls_token", "pos_embed"):
+        state[key] = as_tokens(state[key])
+    layer_scale = isinstance(block.ls_1, zoo.LayerScale)
+    norm_eps = block.ln_1.eps
+    vit = VisionTransformer(
+        img_size=img_size,
+        patch_size=tower.patch_size[0],
+        embed_dim=tower.conv1.out_channels,
+        depth=len(blocks),
+        num_heads=block.attn.num_heads,
+        mlp_ratio=block.mlp.c_fc.out_features / tower.conv1.out_channels,
+        init_values=1.0 if layer_scale else None,
+        pre_norm=True,  # CLIP's patch convolution has no bias, with or without `ln_pre`
+        act_layer=_activation(block.mlp.gelu),
+        norm_layer=lambda width, **kw: nn.LayerNorm(width, eps=norm_eps, **kw),
+        num_classes=0,
+        weight_init="skip",
+    )
+    if isinstance(tower.ln_pre, nn.Identity):
+        vit.norm_pre = nn.Identity()
+    return vit, state
+
+
+def _activation(module: nn.Module) -> type[nn.Module]:
+    from timm.layers import QuickGELU
+
+    return QuickGELU if type(module).__name__ == "QuickGELU" else type(module)
+
+
+def load_open_clip(
+    config: BackboneConfig, img_size: int
+) -> tuple[VisionTransformer, Mapping[str, Tensor], str, tuple[float, ...], tuple[float, ...]]:
+    """The image tower of `config.name` with weights from a local file or a pretrained tag."""
+    import open_clip
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    from vidpipe.backbones.zoo import activation_of, fit_state
+    from vidpipe.weights import read_weights
+
+    if config.name not in open_clip.list_models():
+        raise VidpipeError(
+            f"backbone.name: open_clip has no model {config.name!r}; "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+        )
+    tag = config.hub_tag
+    if tag == "":
+        tags = open_clip.list_pretrained_tags_by_model(config.name)
+        raise VidpipeError(f"backbone.weights: open_clip needs a tag, hub:<one of {tags}>")
+    try:
+        model = open_clip.create_model(config.name, pretrained=tag)
+    except Exception as error:
+        raise VidpipeError(
+            f"backbone.weights: open_clip {config.name} {tag} could not be loaded "
+            f"({type(error).__name__}: {error})".splitlines()[0]
+        ) from error
+    tower = model.visual
+    mean = tuple(getattr(tower, "image_mean", None) or OPENAI_DATASET_MEAN)
+    std = tuple(getattr(tower, "image_std", None) or OPENAI_DATASET_STD)
+    vit, state = tower_to_timm(tower, config.name, img_size)
+    if tag is None:
+        from pathlib import Path
+
+        raw, _ = read_weights(Path(config.weights))
+        raw = {k.removeprefix("module.").removeprefix("visual."): v for k, v in raw.items()}
+        state = {timm_name(k): v for k, v in raw.items()}
+        state = {k: v for k, v in state.items() if k in vit.state_dict()}
+        for key in state.keys() & {"cls_token", "pos_embed"}:
+            state[key] = as_tokens(state[key])
+    source = config.weights if tag is None else f"open_clip {config.name}"
+    fit_state(vit, state, source)
+    return vit, state, activation_of(vit), mean, std

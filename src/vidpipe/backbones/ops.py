@@ -1,0 +1,80 @@
+"""The pieces of a timm ViT forward that methods recombine. Shape suffixes: B clips, T frames, N tokens, D width.
+
+`x` is always (B*T, N, D): frames are the batch, as in the image model.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Attention
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+def fold_frames(video_BCTHW: Tensor) -> Tensor:
+    """(B, 3, T, H, W) -> (B*T, 3, H, W)."""
+    return video_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
+def embed(vit: VisionTransformer, frames: Tensor) -> Tensor:
+    """Patch, class and position embedding of (B*T, 3, H, W) frames, before CLIP's `ln_pre`."""
+    return cast(Tensor, vit._pos_embed(vit.patch_embed(frames)))
+
+
+def to_time(x: Tensor, num_frames: int) -> Tensor:
+    """(B*T, N, D) -> (B*N, T, D): each spatial position becomes a sequence over time."""
+    bt, n, d = x.shape
+    return x.view(bt // num_frames, num_frames, n, d).transpose(1, 2).reshape(-1, num_frames, d)
+
+
+def to_space(x: Tensor, num_tokens: int) -> Tensor:
+    """(B*N, T, D) -> (B*T, N, D): the inverse of `to_time`."""
+    bn, t, d = x.shape
+    return x.view(bn // num_tokens, num_tokens, t, d).transpose(1, 2).reshape(-1, num_tokens, d)
+
+
+def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over projected q, k, v, each (B*T, N, D), up to and including the output projection."""
+
+    def heads(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(
+        attn.q_norm(heads(q)), attn.k_norm(heads(k)), heads(v), scale=attn.scale
+    )
+    return cast(Tensor, attn.proj(attn.norm(out.transpose(1, 2).flatten(2))))
+
+
+def blocks_of(vit: VisionTransformer) -> list[Block]:
+    return [cast(Block, block) for block in vit.blocks]
+
+
+def overwrite_linear(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Replace a frozen linear layer's weight and bias (it may have had no bias), keeping its dtype."""
+    layer.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
+    layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
+
+
+def shift_frames(x: Tensor, num_frames: int, offsets: tuple[tuple[int, int], ...]) -> Tensor:
+    """Take channel groups of (B*T, N, D) from other frames (ZeroI2V, STDHA; paper section 3.2).
+
+    `offsets` is ((channels, dt), ...) covering D. A group with offset dt comes from frame t + dt;
+    where that frame is outside the clip the frame keeps its own, as in the released code (neither
+    zero padding nor a roll). Slices and `cat` only: the backward of an index is much slower.
+    """
+    if all(dt == 0 for _, dt in offsets):
+        return x
+    x_BTND = x.unflatten(0, (-1, num_frames))
+    groups = []
+    for group, (_, dt) in zip(x_BTND.split([c for c, _ in offsets], dim=-1), offsets, strict=True):
+        if dt == 0 or abs(dt) >= num_frames:
+            groups.append(group)
+        elif dt < 0:
+            groups.append(torch.cat([group[:, :-dt], group[:, :dt]], dim=1))
+        else:
+            groups.append(torch.cat([group[:, dt:], group[:, -dt:]], dim=1))
+    return torch.cat(groups, dim=-1).flatten(0, 1)

@@ -1,0 +1,97 @@
+"""AIM (Yang et al., ICLR 2023): the frozen attention, reused over time, and three adapters a block.
+
+x += dp(T_Adapter(attn(ln_1 x over time)));  x += S_Adapter(attn(ln_1 x));
+x += mlp(ln_2 x) + dp(s * MLP_Adapter(ln_2 x))          (section 3, equations 3-7)
+
+Time and space share the frozen attention weights and `ln_1`; CLS takes part in temporal attention.
+LayerScale, which the paper's backbones lack, stays part of the attention and FFN branches.
+DropPath acts per frame (the released CLIP class drops per token position, an accident of layout).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from timm.layers import DropPath
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.backbones.ops import embed, to_space, to_time
+from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+
+
+class AIMConfig(MethodConfig):
+    bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
+    scale: float = Field(0.5, description="weight s of the MLP adapter (the SSv2 configs use 1)")
+    num_temporal_adapters: Literal[1, 2] = Field(
+        1, description="2 adds an adapter before the temporal attention (SSv2)"
+    )
+    drop_path: float = Field(0.2, ge=0, lt=1, description="last block's rate; linear from 0")
+
+
+class Adapter(nn.Module):
+    """Linear -> GELU -> Linear with biases; the second layer starts at zero."""
+
+    def __init__(self, width: int, bottleneck: int, skip: bool) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, bottleneck)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(bottleneck, width)
+        self.skip = skip
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc2(self.act(self.fc1(x)))
+        return cast(Tensor, x + y if self.skip else y)
+
+
+class BlockAdapters(nn.Module):
+    def __init__(self, width: int, config: AIMConfig, drop_path: float) -> None:
+        super().__init__()
+        bottleneck = round(width * config.bottleneck_ratio)
+        self.temporal_in = (
+            Adapter(width, bottleneck, skip=True)
+            if config.num_temporal_adapters == 2
+            else nn.Identity()
+        )
+        self.temporal = Adapter(width, bottleneck, skip=False)
+        self.spatial = Adapter(width, bottleneck, skip=True)
+        self.mlp = Adapter(width, bottleneck, skip=False)
+        self.drop_path = DropPath(drop_path)
+
+
+class AIM(VideoModel):
+    name = "aim"
+    Config = AIMConfig
+    config: AIMConfig
+    not_mergeable = "its adapters have a GELU, and it attends over time as well as over space"
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: AIMConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        rates = torch.linspace(0, config.drop_path, len(self.blocks)).tolist()
+        self.adapters = nn.ModuleList(BlockAdapters(self.width, config, rate) for rate in rates)
+        self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
+        self.declare(self.adapters, self.temporal_embedding, self.vit.norm)
+
+    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
+        x = self.temporal_embedding(embed(self.vit, frames), num_frames)
+        return cast(Tensor, self.vit.norm_pre(x))
+
+    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        adapters = cast(BlockAdapters, self.adapters[index])
+        tokens = x.shape[1]
+        t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
+        t = adapters.temporal(block.ls1(block.attn(t)))
+        x = x + adapters.drop_path(to_space(t, tokens))
+        x = x + adapters.spatial(block.ls1(block.attn(block.norm1(x))))
+        n = block.norm2(x)
+        joint = adapters.drop_path(self.config.scale * adapters.mlp(n))
+        return x + block.ls2(block.mlp(n)) + joint

@@ -1,0 +1,131 @@
+"""What every method shares: a frozen image ViT, a head, and a declared set of trained parameters."""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.backbones.ops import blocks_of, embed, fold_frames
+from vidpipe.errors import VidpipeError
+from vidpipe.weights import refuse_mismatch
+
+
+class MethodConfig(BaseModel):
+    """Fields every method has; a method adds its own. Lives under `methods.<name>` in params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    lr: float = Field(3e-4, gt=0, description="peak learning rate at `train.batch_size`")
+    weight_decay: float = Field(0.05, ge=0)
+    head_dropout: float = Field(0.5, ge=0, lt=1)
+
+
+class VideoModel(nn.Module):
+    """(B, 3, T, H, W) normalised clips -> (B, num_classes) logits.
+
+    A subclass adds its modules, overrides `block` (what happens to the tokens in block i) and
+    `declare`s what is trained; everything else stays frozen. Frame features are the CLS tokens;
+    clip features their mean over T.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+    order_blind: ClassVar[bool] = False
+    """True when permuting the frames cannot change the logits."""
+    not_mergeable: ClassVar[str | None] = "it has parts that are not linear"
+    """Why the adapters cannot be folded into the backbone; None when they can."""
+    head_init_std: ClassVar[float] = 0.01
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: MethodConfig
+    ) -> None:
+        super().__init__()
+        self.vit = vit.requires_grad_(False)
+        self.num_frames = num_frames
+        self.config = config
+        self.width: int = vit.embed_dim
+        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.head = nn.Linear(self.width, num_classes)
+        nn.init.normal_(self.head.weight, std=self.head_init_std)
+        nn.init.zeros_(self.head.bias)
+
+    # -- what a method overrides ------------------------------------------------------------
+
+    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        """Tokens (B*T, N, D) through block `index`."""
+        return cast(Tensor, block(x))
+
+    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
+        return cast(Tensor, self.vit.norm_pre(embed(self.vit, frames)))
+
+    def classify(self, x: Tensor, num_frames: int) -> Tensor:
+        """Final norm per frame, mean over T, dropout, linear."""
+        feature = self.frame_feature(self.vit.norm, x).unflatten(0, (-1, num_frames)).mean(1)
+        return cast(Tensor, self.head(self.head_dropout(feature)))
+
+    def merge(self) -> VideoModel:
+        """A new model of the same method without adapters and with equal logits (eval mode)."""
+        raise VidpipeError(f"{self.name} cannot be merged: {self.not_mergeable}")
+
+    # -- what is common ---------------------------------------------------------------------
+
+    def frame_feature(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """(B*T, N, D) tokens -> (B*T, D): the class token, or the mean where the ViT has none."""
+        return cast(Tensor, norm(x[:, 0] if self.vit.cls_token is not None else x.mean(1)))
+
+    def forward(self, video: Tensor) -> Tensor:
+        num_frames = video.shape[2]
+        x = self.embed(fold_frames(video), num_frames)
+        for index, block in enumerate(self.blocks):
+            x = self.block(index, block, x, num_frames)
+        return self.classify(x, num_frames)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return blocks_of(self.vit)
+
+    def declare(self, *trained: nn.Module | nn.Parameter) -> None:
+        """Unfreeze exactly these parts, and the head; a subclass calls it once, at the end of init."""
+        self.requires_grad_(False)
+        for part in (*trained, self.head):
+            part.requires_grad_(True)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The trained tensors by name: all that an adapter checkpoint holds."""
+        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+
+    def load_adapter_state(self, state: dict[str, Tensor], source: str) -> None:
+        """Load `adapter_state` of an equally configured model; refuse any other set of names."""
+        own = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        refuse_mismatch(source, own, state)
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def train(self, mode: bool = True) -> VideoModel:
+        super().train(mode)
+        # The frozen image model runs as at inference: its own dropout would be noise on features.
+        self.vit.eval()
+        return self
+
+
+class TemporalEmbedding(nn.Module):
+    """(1, T, D), zero at start, added to every token of frame t before `ln_pre` (AIM, ZeroI2V)."""
+
+    def __init__(self, num_frames: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, num_frames, width))
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        if num_frames != self.weight.shape[1]:
+            raise VidpipeError(
+                f"clip has {num_frames} frames, but the temporal embedding was trained for "
+                f"{self.weight.shape[1]}: set sampling.num_frames to that"
+            )
+        x_BTND = x.unflatten(0, (-1, num_frames)) + self.weight[:, :, None]
+        return x_BTND.flatten(0, 1)

@@ -1,0 +1,25 @@
+"""Linear probe: a linear classifier on the mean of the frozen frame features (order-blind)."""
+
+from __future__ import annotations
+
+from timm.models import VisionTransformer
+
+from vidpipe.methods.base import MethodConfig, VideoModel
+
+
+class LinearProbeConfig(MethodConfig):
+    pass
+
+
+class LinearProbe(VideoModel):
+    name = "linear_probe"
+    Config = LinearProbeConfig
+    order_blind = True
+    not_mergeable = "it adds nothing to the backbone"
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: LinearProbeConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        self.declare()
+

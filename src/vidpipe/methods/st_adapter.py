@@ -1,0 +1,123 @@
+"""ST-Adapter (Pan et al., NeurIPS 2022): a depthwise 3-D convolution in a bottleneck.
+
+`x[patches] += fc2(DWConv3D(fc1(x[patches])))` on the residual stream; CLS bypasses it. The paper
+writes an activation, the released code has none (equation 4 and models_adapter.py); we follow the
+code, which reproduces the paper's parameter and GFLOPs tables with kernel 3x1x1.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.base import MethodConfig, VideoModel
+
+Position = Literal["before_attn", "after_attn", "before_mlp", "after_mlp"]
+
+
+class STAdapterConfig(MethodConfig):
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    bottleneck_ratio: float = Field(0.5, gt=0, description="adapter width / backbone width")
+    kernel_size: tuple[int, int, int] = (3, 1, 1)
+    positions: tuple[Position, ...] = Field(("before_attn",), min_length=1)
+    blocks: tuple[int, ...] | None = Field(None, description="adapted blocks; null means all")
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, kernel: tuple[int, int, int]) -> tuple[int, int, int]:
+        if any(k < 1 or k % 2 == 0 for k in kernel):
+            raise ValueError("expected three odd sizes (time, height, width), such as [3, 1, 1]")
+        return kernel
+
+
+class Adapter(nn.Module):
+    """fc1 -> depthwise Conv3d, zero at start (so the adapted model starts as the image model) -> fc2."""
+
+    def __init__(self, width: int, bottleneck: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, bottleneck)
+        padding = cast(tuple[int, int, int], tuple(k // 2 for k in kernel))
+        self.conv = nn.Conv3d(bottleneck, bottleneck, kernel, padding=padding, groups=bottleneck)
+        self.fc2 = nn.Linear(bottleneck, width)
+        for bias in (self.fc1.bias, self.fc2.bias):
+            nn.init.zeros_(bias)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(cast(Tensor, self.conv.bias))
+
+    def forward(self, x: Tensor, num_frames: int, prefix: int, grid: tuple[int, int]) -> Tensor:
+        y = self.fc1(x[:, prefix:])
+        y = self._convolve(y.unflatten(0, (-1, num_frames)), grid).flatten(0, 1)
+        y = self.fc2(y)
+        return torch.cat([x[:, :prefix], x[:, prefix:] + y], dim=1)
+
+    def _convolve(self, y_BTNC: Tensor, grid: tuple[int, int]) -> Tensor:
+        conv = self.conv
+        if conv.kernel_size[1:] == (1, 1):
+            # Time only: a 2-D convolution over (T, N). The permuted tokens already lie in memory as
+            # channels-last, so nothing is copied.
+            out = F.conv2d(
+                y_BTNC.permute(0, 3, 1, 2),
+                conv.weight[..., 0],
+                conv.bias,
+                padding=(cast(int, conv.padding[0]), 0),
+                groups=conv.groups,
+            )
+            return out.permute(0, 2, 3, 1)
+        out = conv(y_BTNC.unflatten(2, grid).permute(0, 4, 1, 2, 3))
+        return cast(Tensor, out.permute(0, 2, 3, 4, 1).flatten(2, 3))
+
+
+class STAdapter(VideoModel):
+    name = "st_adapter"
+    Config = STAdapterConfig
+    not_mergeable = "a depthwise convolution over frames cannot be folded into a linear layer"
+    head_init_std = 0.02
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: STAdapterConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        depth = len(self.blocks)
+        adapted = range(depth) if config.blocks is None else config.blocks
+        if wrong := [index for index in adapted if not 0 <= index < depth]:
+            raise VidpipeError(
+                f"methods.st_adapter.blocks: {wrong} not in this backbone, whose blocks are "
+                f"0..{depth - 1}"
+            )
+        bottleneck = round(self.width * config.bottleneck_ratio)
+        self.adapters = nn.ModuleDict(
+            {
+                f"{index}_{position}": Adapter(self.width, bottleneck, config.kernel_size)
+                for index in adapted
+                for position in config.positions
+            }
+        )
+        self.declare(self.adapters)
+
+    def _adapt(self, index: int, position: Position, x: Tensor, num_frames: int) -> Tensor:
+        key = f"{index}_{position}"
+        if key not in self.adapters:
+            return x
+        grid = cast(tuple[int, int], self.vit.patch_embed.grid_size)
+        return cast(Tensor, self.adapters[key](x, num_frames, self.vit.num_prefix_tokens, grid))
+
+    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        x = self._adapt(index, "before_attn", x, num_frames)
+        branch = block.ls1(block.attn(block.norm1(x)))
+        x = x + self._adapt(index, "after_attn", branch, num_frames)
+        x = self._adapt(index, "before_mlp", x, num_frames)
+        branch = block.ls2(block.mlp(block.norm2(x)))
+        return x + self._adapt(index, "after_mlp", branch, num_frames)
+
+    def classify(self, x: Tensor, num_frames: int) -> Tensor:
+        """The (frozen) final norm comes after the mean over T, as in the released code."""
+        mean = self.frame_feature(nn.Identity(), x).unflatten(0, (-1, num_frames)).mean(1)
+        return cast(Tensor, self.head(self.head_dropout(self.vit.norm(mean))))

@@ -1,0 +1,207 @@
+"""ZeroI2V (Li et al., ECCV 2024): linear adapters that merge away, and attention heads moved in time.
+
+x += S(attn(T_in(ln_1 x)));  x += M_out(mlp(M_in(ln_2 x)))       (section 3, equations 4-8)
+
+Every adapter is `x + s * (W2 (W1 x + b1) + b2)`, without activation, so after training it folds into
+its frozen neighbour. Spatial-temporal dual-headed attention (STDHA) takes the keys and values of
+some heads from frame t + dt. LayerScale, which the paper's backbones lack, follows S and M_out.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, cast
+
+import torch
+from pydantic import Field, field_validator
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.backbones.ops import attend, embed, overwrite_linear, shift_frames
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+
+AdapterName = Literal["attn_in", "attn_in_q", "attn_in_k", "attn_in_v", "attn_out", "mlp_in", "mlp_out"]
+QKV: tuple[AdapterName, ...] = ("attn_in_q", "attn_in_k", "attn_in_v")
+
+
+class ZeroI2VConfig(MethodConfig):
+    bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
+    scale: float = Field(1.0, description="weight s of every adapter")
+    adapter_dropout: float = Field(0.0, ge=0, lt=1)
+    adapters: tuple[AdapterName, ...] = Field(
+        ("attn_in", "attn_out", "mlp_in", "mlp_out"),
+        description="4 for K400, 3 without mlp_out, 6 with attn_in_q/k/v for attn_in; [] is merged",
+    )
+    head_offsets: tuple[int, ...] | None = Field(
+        None,
+        description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]",
+    )
+    channel_offsets: tuple[tuple[int, int], ...] | None = Field(
+        None, description="(channels, dt) groups covering the width, in place of head_offsets"
+    )
+
+    @field_validator("adapters")
+    @classmethod
+    def _one_input(cls, names: tuple[AdapterName, ...]) -> tuple[AdapterName, ...]:
+        if "attn_in" in names and set(QKV) & set(names):
+            raise ValueError("expected attn_in or attn_in_q/k/v, not both")
+        return names
+
+
+class LinearAdapter(nn.Module):
+    """`x + s * (W2 (dropout(W1 x + b1)) + b2)`; W2 and b2 start at zero."""
+
+    def __init__(self, width: int, bottleneck: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, bottleneck)
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(bottleneck, width)
+        self.scale = scale
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.zeros_(self.fc2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, x + self.scale * self.fc2(self.dropout(self.fc1(x))))
+
+    def matrix(self) -> tuple[Tensor, Tensor]:
+        """The adapter as `W x + b`, in fp64: W = I + s W2 W1, b = s (W2 b1 + b2)."""
+        w1, b1, w2, b2 = (
+            p.detach().double()
+            for p in (self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
+        )
+        eye = torch.eye(w2.shape[0], dtype=w2.dtype, device=w2.device)
+        return eye + self.scale * (w2 @ w1), self.scale * (w2 @ b1 + b2)
+
+
+class ZeroI2V(VideoModel):
+    name = "zeroi2v"
+    Config = ZeroI2VConfig
+    config: ZeroI2VConfig
+    not_mergeable = None
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: ZeroI2VConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        bottleneck = round(self.width * config.bottleneck_ratio)
+        self.offsets = self._channel_groups(config)
+        self.adapters = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    name: LinearAdapter(
+                        self.width, bottleneck, config.scale, config.adapter_dropout
+                    )
+                    for name in config.adapters
+                }
+            )
+            for _ in self.blocks
+        )
+        self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
+        self.declare(self.adapters, self.temporal_embedding, self.vit.norm)
+
+    def _channel_groups(self, config: ZeroI2VConfig) -> tuple[tuple[int, int], ...]:
+        if config.channel_offsets is not None:
+            if config.head_offsets is not None:
+                raise VidpipeError(
+                    "methods.zeroi2v: head_offsets and channel_offsets are both set; keep one"
+                )
+            if sum(c for c, _ in config.channel_offsets) != self.width:
+                raise VidpipeError(
+                    f"methods.zeroi2v.channel_offsets: groups must add up to the width {self.width}"
+                )
+            return config.channel_offsets
+        heads = self.blocks[0].attn.num_heads
+        given = (-1, 1) if config.head_offsets is None else config.head_offsets
+        if len(given) > heads:
+            raise VidpipeError(
+                f"methods.zeroi2v.head_offsets: {len(given)} offsets for {heads} heads"
+            )
+        rest = heads - len(given)
+        head_width = self.width // heads
+        groups = [(head_width, dt) for dt in given]
+        return (*groups, (rest * head_width, 0)) if rest else tuple(groups)
+
+    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
+        x = self.temporal_embedding(embed(self.vit, frames), num_frames)
+        return cast(Tensor, self.vit.norm_pre(x))
+
+    def _adapt(self, index: int, name: AdapterName, x: Tensor) -> Tensor:
+        adapters = cast(nn.ModuleDict, self.adapters[index])
+        return cast(Tensor, adapters[name](x)) if name in adapters else x
+
+    def _qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = block.attn.qkv
+        x = self._adapt(index, "attn_in", x)
+        if not set(QKV) & set(self.config.adapters):
+            q, k, v = qkv(x).chunk(3, dim=-1)
+            return q, k, v
+        biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
+        q, k, v = (
+            nn.functional.linear(self._adapt(index, name, x), weight, bias)
+            for name, weight, bias in zip(QKV, qkv.weight.chunk(3), biases, strict=True)
+        )
+        return q, k, v
+
+    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        q, k, v = self._qkv(index, block, block.norm1(x))
+        k = shift_frames(k, num_frames, self.offsets)
+        v = shift_frames(v, num_frames, self.offsets)
+        x = x + block.ls1(self._adapt(index, "attn_out", attend(block.attn, q, k, v)))
+        hidden = block.mlp(self._adapt(index, "mlp_in", block.norm2(x)))
+        return x + block.ls2(self._adapt(index, "mlp_out", hidden))
+
+    @torch.no_grad()
+    def merge(self) -> ZeroI2V:
+        """Fold every adapter into its frozen linear layer (section 3.3). Composed in fp64.
+
+        The result is the plain ViT with `adapters: []`: same offsets, temporal embedding, final norm
+        and head, no new weight in any block. Merging it again returns an equal model.
+        """
+        config = self.config.model_copy(update={"adapters": ()})
+        classes = self.head.out_features
+        merged = ZeroI2V(copy.deepcopy(self.vit), classes, self.num_frames, config)
+        merged.head.load_state_dict(self.head.state_dict())
+        merged.temporal_embedding.load_state_dict(self.temporal_embedding.state_dict())
+        merged.to(self.head.weight)
+        for block, adapters in zip(merged.blocks, self.adapters, strict=True):
+            by_name = cast(nn.ModuleDict, adapters)
+            attn_in: list[AdapterName] = ["attn_in"] * 3 if "attn_in" in by_name else list(QKV)
+            _fold_before(block.attn.qkv, [by_name[n] if n in by_name else None for n in attn_in])
+            if "attn_out" in by_name:
+                _fold_after(block.attn.proj, by_name["attn_out"])
+            if "mlp_in" in by_name:
+                _fold_before(block.mlp.fc1, [by_name["mlp_in"]])
+            if "mlp_out" in by_name:
+                _fold_after(block.mlp.fc2, by_name["mlp_out"])
+        return merged.train(self.training)  # type: ignore[return-value]
+
+
+def _fold_before(layer: nn.Linear, adapters: list[nn.Module | None]) -> None:
+    """layer(adapter(x)), with one adapter for each equal part of the layer's outputs."""
+    if not any(adapters):
+        return
+    weights, biases = [], []
+    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+    for adapter, w, b in zip(
+        adapters,
+        layer.weight.double().chunk(len(adapters)),
+        bias.double().chunk(len(adapters)),
+        strict=True,
+    ):
+        if adapter is not None:
+            a, c = cast(LinearAdapter, adapter).matrix()
+            w, b = w @ a, b + w @ c
+        weights.append(w)
+        biases.append(b)
+    overwrite_linear(layer, torch.cat(weights), torch.cat(biases))
+
+
+def _fold_after(layer: nn.Linear, adapter: nn.Module) -> None:
+    """adapter(layer(x))."""
+    a, c = cast(LinearAdapter, adapter).matrix()
+    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+    overwrite_linear(layer, a @ layer.weight.double(), a @ bias.double() + c)
