@@ -29,14 +29,14 @@ from vidpipe.backbones import still
 from vidpipe.video.rendered import SHAPES, render_still
 
 CHUNK = 500  # stills per job; the seed of a job is its number, so workers do not change the data
-GLOBALS = 9  # x, y, log radius, sin, cos, colour (3), oriented: 0 or 1
+GLOBALS = 8  # x, y, log radius, radius * sin, radius * cos, colour (3)
 COLOUR = slice(5, 8)
 
 Stills = dict[str, Tensor]
 
 
 def render_chunk(job: tuple[int, int]) -> dict[str, np.ndarray]:
-    """CHUNK stills: image uint8 (n, 3, S, S), cover (n, N) per patch, shape (n,), truth (n, 9)."""
+    """CHUNK stills: image uint8 (n, 3, S, S), cover (n, N) per patch, shape (n,), truth (n, 8)."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(job)
     size, patch = still.INPUT_SIZE, 8
@@ -52,8 +52,10 @@ def render_chunk(job: tuple[int, int]) -> dict[str, np.ndarray]:
         covers.append(F.avg_pool2d(cover, patch).flatten().numpy())
         shapes.append(target["shape"])
         values = [target[k] for k in ("x", "y", "radius", "sin", "cos")]
-        truths.append([*values, *target["colour"], float(target["oriented"])])
+        truths.append([*values, *target["colour"]])
     truth = np.array(truths, np.float32)
+    # The cap's offset and not the bare angle: it fades out as the object gets too small to tell.
+    truth[:, 3:5] *= truth[:, 2:3]
     truth[:, 2] = np.log(truth[:, 2])
     return {
         "image": np.stack(images),
@@ -113,7 +115,7 @@ class Heads(nn.Module):
         super().__init__()
         self.cls_depths = tuple(range(depth // 2, depth + 1))
         self.patch_depths = tuple(range(1, depth))
-        out = GLOBALS - 1 + len(SHAPES)
+        out = GLOBALS + len(SHAPES)
         self.cls = nn.ModuleDict({str(d): nn.Linear(width, out) for d in self.cls_depths})
         # A patch says how much of it is covered, and what the picture as a whole shows.
         self.patch = nn.ModuleDict({str(d): nn.Linear(width, 1 + 5) for d in self.patch_depths})
@@ -130,15 +132,13 @@ class Heads(nn.Module):
         )
 
 
+SCALE = (0.25, 0.25, 0.4, 0.15, 0.15)  # about the spread of the first five truths
+
+
 def _regression(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Smooth L1 on x, y, log radius and, where there is an angle, sin and cos; (..., 5)."""
-    scale = predicted.new_tensor([0.25, 0.25, 0.4, 0.7, 0.7])
-    error = F.smooth_l1_loss(
-        predicted, (truth[..., :5] / scale).expand_as(predicted), beta=0.1, reduction="none"
-    )
-    weight = torch.ones_like(error)
-    weight[..., 3:] = truth[..., -1:]
-    return (error * weight).mean()
+    """Smooth L1 on x, y, log radius and the cap's offset, (..., 5), in units of their spread."""
+    target = (truth[..., :5] / truth.new_tensor(SCALE)).expand_as(predicted)
+    return F.smooth_l1_loss(predicted, target, beta=0.1)
 
 
 def loss_of(vit: VisionTransformer, heads: Heads, batch: Stills) -> Tensor:
@@ -168,10 +168,9 @@ def evaluate(vit: VisionTransformer, heads: Heads, stills: Stills) -> dict[str, 
     images = stills["image"].split(500)
     out = torch.cat([last(vit.forward_features(i.float() / 127.5 - 1)[:, 0]) for i in images])
     truth = stills["truth"]
-    value = out[:, :5] * torch.tensor([0.25, 0.25, 0.4, 0.7, 0.7])
-    oriented = truth[:, -1] > 0
+    value = out[:, :5] * torch.tensor(SCALE)
     angle = torch.atan2(value[:, 3], value[:, 4]) - torch.atan2(truth[:, 3], truth[:, 4])
-    angle = torch.atan2(angle.sin(), angle.cos())[oriented]
+    angle = torch.atan2(angle.sin(), angle.cos())
     place = (value[:, :2] - truth[:, :2]) * still.INPUT_SIZE
     return {
         "position_px": place.abs().mean().item(),

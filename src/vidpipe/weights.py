@@ -40,9 +40,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VidpipeError(f"{path} cannot be read: {reason}") from error
-    raise VidpipeError(
-        f"{path}: expected a .safetensors, .pt, .pth or .bin file"
-    )
+    raise VidpipeError(f"{path}: expected a .safetensors, .pt, .pth or .bin file")
 
 
 def refuse_mismatch(source: str, expected: Mapping[str, Any], got: Mapping[str, Any]) -> None:

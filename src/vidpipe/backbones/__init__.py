@@ -1,5 +1,4 @@
-"""Frozen image transformers behind one interface: whatever the zoo, a timm `VisionTransformer`."""
+"""Frozen image transformers behind one interface (`zoo`): whatever the zoo, a timm ViT.
 
-from vidpipe.backbones.zoo import Backbone, BackboneConfig, load_backbone
-
-__all__ = ["Backbone", "BackboneConfig", "load_backbone"]
+Nothing is imported here: params are read without torch.
+"""

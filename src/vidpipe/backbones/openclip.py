@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vidpipe.errors import VidpipeError
+from vidpipe.weights import read_weights
 
 if TYPE_CHECKING:
     from vidpipe.backbones.zoo import BackboneConfig
@@ -102,45 +105,53 @@ def _activation(module: nn.Module) -> type[nn.Module]:
     return QuickGELU if type(module).__name__ == "QuickGELU" else type(module)
 
 
-def load_open_clip(
-    config: BackboneConfig, img_size: int
-) -> tuple[VisionTransformer, Mapping[str, Tensor], str, tuple[float, ...], tuple[float, ...]]:
-    """The image tower of `config.name` with weights from a local file or a pretrained tag."""
+def create_tower(config: BackboneConfig, tag: str | None) -> Any:
+    """open_clip's model of `config.name`, with the weights of `tag` or random ones."""
     import open_clip
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-    from vidpipe.backbones.zoo import activation_of, fit_state
-    from vidpipe.weights import read_weights
 
     if config.name not in open_clip.list_models():
-        raise VidpipeError(
-            f"backbone.name: open_clip has no model {config.name!r}; "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` lists them"
-        )
-    tag = config.hub_tag
-    if tag == "":
-        tags = open_clip.list_pretrained_tags_by_model(config.name)
-        raise VidpipeError(f"backbone.weights: open_clip needs a tag, hub:<one of {tags}>")
+        near = get_close_matches(config.name, open_clip.list_models(), n=1, cutoff=0.5)
+        hint = f"; nearest is {near[0]}" if near else ""
+        raise VidpipeError(f"backbone.name: open_clip has no model {config.name!r}{hint}")
     try:
-        model = open_clip.create_model(config.name, pretrained=tag)
-    except Exception as error:
+        return open_clip.create_model(config.name, pretrained=tag)
+    except Exception as error:  # hub clients and open_clip raise many kinds
         raise VidpipeError(
             f"backbone.weights: open_clip {config.name} {tag} could not be loaded "
-            f"({type(error).__name__}: {error})".splitlines()[0]
+            f"({type(error).__name__}); name a local weights file instead"
         ) from error
-    tower = model.visual
+
+
+def load_open_clip(
+    config: BackboneConfig, img_size: int
+) -> tuple[VisionTransformer, Mapping[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+    """(ViT with weights, its state as stored, mean, std), from a local file or a pretrained tag."""
+    from open_clip import list_pretrained_tags_by_model
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    from vidpipe.backbones.zoo import fit_state
+
+    tag = config.hub_tag
+    if tag == "":
+        tags = list_pretrained_tags_by_model(config.name)
+        raise VidpipeError(f"backbone.weights: open_clip needs a tag, hub:<one of {tags}>")
+    tower = create_tower(config, tag).visual
     mean = tuple(getattr(tower, "image_mean", None) or OPENAI_DATASET_MEAN)
     std = tuple(getattr(tower, "image_std", None) or OPENAI_DATASET_STD)
     vit, state = tower_to_timm(tower, config.name, img_size)
     if tag is None:
-        from pathlib import Path
+        state = _local_tower(Path(config.weights))
+    fit_state(vit, state, config.weights)
+    return vit, state, mean, std
 
-        raw, _ = read_weights(Path(config.weights))
-        raw = {k.removeprefix("module.").removeprefix("visual."): v for k, v in raw.items()}
-        state = {timm_name(k): v for k, v in raw.items()}
-        state = {k: v for k, v in state.items() if k in vit.state_dict()}
-        for key in state.keys() & {"cls_token", "pos_embed"}:
-            state[key] = as_tokens(state[key])
-    source = config.weights if tag is None else f"open_clip {config.name}"
-    fit_state(vit, state, source)
-    return vit, state, activation_of(vit), mean, std
+
+def _local_tower(path: Path) -> dict[str, Tensor]:
+    """The image tower of a saved open_clip model (text tower and projection left out)."""
+    raw, _ = read_weights(path)
+    raw = {name.removeprefix("module."): tensor for name, tensor in raw.items()}
+    if any(name.startswith("visual.") for name in raw):
+        raw = {n.removeprefix("visual."): t for n, t in raw.items() if n.startswith("visual.")}
+    state = {timm_name(name): tensor for name, tensor in raw.items() if name != "proj"}
+    for key in state.keys() & {"cls_token", "pos_embed"}:
+        state[key] = as_tokens(state[key])
+    return state

@@ -8,37 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import timm
-from pydantic import BaseModel, ConfigDict, Field
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import Tensor
 
 import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
+from vidpipe.backbones.config import BackboneConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights, refuse_mismatch, state_sha256
-
-
-class BackboneConfig(BaseModel):
-    """`backbone` in params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: Literal["timm", "open_clip"] = "timm"
-    name: str = Field(description="model name in that zoo, such as vit_small_patch14_dinov2")
-    weights: str = Field(
-        description="a local .safetensors, .pt or .pth file; `hub` or `hub:<tag>` downloads"
-    )
-
-    @property
-    def hub_tag(self) -> str | None:
-        """None for a local file, "" for the hub's default weights, else the tag to download."""
-        if self.weights != "hub" and not self.weights.startswith("hub:"):
-            return None
-        return self.weights.removeprefix("hub").removeprefix(":")
 
 
 @dataclass(frozen=True)
@@ -73,36 +55,42 @@ def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import load_open_clip
 
-        vit, state, activation, mean, std = load_open_clip(config, img_size)
+        vit, state, mean, std = load_open_clip(config, img_size)
     else:
-        vit, state, activation, mean, std = _load_timm(config, img_size)
-    if any(type(block) is not Block for block in vit.blocks):
-        raise VidpipeError(f"backbone.name: {config.name} has blocks that no method can adapt yet")
-    return Backbone(
-        vit.eval().requires_grad_(False), config, state_sha256(state), activation, mean, std
-    )
+        vit = _create_timm(config, img_size, config.hub_tag)
+        mean, std = (tuple(vit.pretrained_cfg[key]) for key in ("mean", "std"))
+        if config.hub_tag is not None:
+            state: Mapping[str, Tensor] = vit.state_dict()
+        else:
+            state, header = read_weights(Path(config.weights))
+            _refuse_other_model(config, vit, header)
+            fit_state(vit, state, config.weights)
+    vit.eval().requires_grad_(False)
+    return Backbone(vit, config, state_sha256(state), activation_of(vit), mean, std)
+
+
+def architecture(config: BackboneConfig, img_size: int) -> VisionTransformer:
+    """The untrained ViT of `config`, whatever its weights."""
+    if config.source == "open_clip":
+        from vidpipe.backbones.openclip import create_tower, tower_to_timm
+
+        return tower_to_timm(create_tower(config, None).visual, config.name, img_size)[0]
+    return _create_timm(config, img_size, None)
 
 
 def activation_of(vit: VisionTransformer) -> str:
     return type(cast(Block, vit.blocks[0]).mlp.act).__name__.lower()
 
 
-def _load_timm(
-    config: BackboneConfig, img_size: int
-) -> tuple[VisionTransformer, Mapping[str, Tensor], str, tuple[float, ...], tuple[float, ...]]:
-    name = config.name
-    base = name.split(".")[0]
-    if not timm.is_model(base):
-        from difflib import get_close_matches
-
-        near = get_close_matches(base, timm.list_models(), n=1, cutoff=0.5)
-        hint = f"; nearest is {near[0]}" if near else ""
-        raise VidpipeError(f"backbone.name: timm has no model {name!r}{hint}")
-    tag = config.hub_tag
+def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> VisionTransformer:
+    name, _, own_tag = config.name.partition(".")
+    if not timm.is_model(name):
+        raise VidpipeError(f"backbone.name: timm has no model {name!r}{_nearest(name)}")
+    tag = hub_tag or own_tag
     try:
         model = timm.create_model(
-            f"{base}.{tag}" if tag else name,
-            pretrained=tag is not None,
+            f"{name}.{tag}" if tag else name,
+            pretrained=hub_tag is not None,
             num_classes=0,
             img_size=img_size,
         )
@@ -115,24 +103,27 @@ def _load_timm(
         ) from error
     if not isinstance(model, VisionTransformer):
         raise VidpipeError(f"backbone.name: {name} is a {type(model).__name__}, not a plain ViT")
-    activation = activation_of(model)
-    if tag is not None:
-        state: Mapping[str, Tensor] = model.state_dict()
-    else:
-        state, header = read_weights(Path(config.weights))
-        made_for = header.get("architecture", base)
-        if made_for != base:
+    if any(type(block) is not Block for block in model.blocks):
+        raise VidpipeError(f"backbone.name: {name} has blocks that no method can adapt yet")
+    return model
+
+
+def _nearest(name: str) -> str:
+    near = get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
+    return f"; nearest is {near[0]}" if near else ""
+
+
+def _refuse_other_model(
+    config: BackboneConfig, vit: VisionTransformer, header: Mapping[str, str]
+) -> None:
+    """Compare what the weights file says of itself (where it does) with what was asked for."""
+    name = config.name.partition(".")[0]
+    for what, own in (("architecture", name), ("activation", activation_of(vit))):
+        if header.get(what, own) != own:
             raise VidpipeError(
-                f"{config.weights}: these weights are for {made_for}, but backbone.name is {name}"
+                f"backbone.weights: {config.weights} is for {what} {header[what]}, but "
+                f"backbone.name {name} has {own}"
             )
-        if header.get("activation", activation) != activation:
-            raise VidpipeError(
-                f"{config.weights}: these weights need activation {header['activation']}, "
-                f"but {name} has {activation}"
-            )
-        fit_state(model, state, config.weights)
-    pretrained_cfg = model.pretrained_cfg
-    return model, state, activation, tuple(pretrained_cfg["mean"]), tuple(pretrained_cfg["std"])
 
 
 def fit_state(vit: VisionTransformer, state: Mapping[str, Tensor], source: str) -> None:
@@ -146,5 +137,3 @@ def fit_state(vit: VisionTransformer, state: Mapping[str, Tensor], source: str) 
         fitted.pop("mask_token")  # DINOv2's training token; never used at inference
     refuse_mismatch(source, vit.state_dict(), fitted)
     vit.load_state_dict(fitted)
-
-

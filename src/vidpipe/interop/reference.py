@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.openclip import as_tokens, timm_name
 from vidpipe.errors import VidpipeError
-from vidpipe.methods import METHODS, VideoModel, build_method
+from vidpipe.methods.registry import METHODS, VideoModel, build_method
 from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.base import MethodConfig
 from vidpipe.methods.st_adapter import Position, STAdapterConfig
@@ -204,11 +204,11 @@ def _channel_offsets(width: int, stdha: Mapping[str, Any]) -> tuple[tuple[int, i
     if unknown := set(stdha) - known:
         raise VidpipeError(f"meta.stdha: unknown options {sorted(unknown)}")
     groups = [
-        (width // int(stdha[key]), dt) for key, dt, on in plan if on and int(stdha.get(key) or 0) > 0
+        (width // int(stdha[key]), dt)
+        for key, dt, on in plan
+        if on and int(stdha.get(key) or 0) > 0
     ]
     rest = width - sum(channels for channels, _ in groups)
     if rest < 0:
         raise VidpipeError(f"meta.stdha: {dict(stdha)} moves more than the {width} channels")
     return (*groups, (rest, 0)) if rest else tuple(groups)
-
-

@@ -5,24 +5,16 @@ from __future__ import annotations
 from typing import ClassVar, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import blocks_of, embed, fold_frames
 from vidpipe.errors import VidpipeError
+from vidpipe.methods.config import MethodConfig
 from vidpipe.weights import refuse_mismatch
 
-
-class MethodConfig(BaseModel):
-    """Fields every method has; a method adds its own. Lives under `methods.<name>` in params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    lr: float = Field(3e-4, gt=0, description="peak learning rate at `train.batch_size`")
-    weight_decay: float = Field(0.05, ge=0)
-    head_dropout: float = Field(0.5, ge=0, lt=1)
+__all__ = ["MethodConfig", "TemporalEmbedding", "VideoModel"]
 
 
 class VideoModel(nn.Module):

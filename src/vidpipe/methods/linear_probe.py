@@ -22,4 +22,3 @@ class LinearProbe(VideoModel):
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         self.declare()
-

@@ -22,7 +22,9 @@ from vidpipe.backbones.ops import attend, embed, overwrite_linear, shift_frames
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
 
-AdapterName = Literal["attn_in", "attn_in_q", "attn_in_k", "attn_in_v", "attn_out", "mlp_in", "mlp_out"]
+AdapterName = Literal[
+    "attn_in", "attn_in_q", "attn_in_k", "attn_in_v", "attn_out", "mlp_in", "mlp_out"
+]
 QKV: tuple[AdapterName, ...] = ("attn_in_q", "attn_in_k", "attn_in_v")
 
 

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Pair = Literal["horizontal", "vertical", "scale", "rotation"]
 Array = NDArray[np.float32]
 
+CAP = -0.2  # in radii: what lies above this line is white, like the north end of a compass needle
 # pair -> (class that is rendered, class that is the same frames in reverse order)
 CLASS_PAIRS: dict[str, tuple[str, str]] = {
     "horizontal": ("move_left", "move_right"),
@@ -32,9 +33,7 @@ CLASS_PAIRS: dict[str, tuple[str, str]] = {
     "scale": ("grow", "shrink"),
     "rotation": ("turn_clockwise", "turn_counterclockwise"),
 }
-# Shapes that look different at every angle; only these may show the rotation pair.
-ORIENTED = ("triangle", "arrow", "drop", "half", "ell")
-SHAPES = (*ORIENTED, "circle", "square", "star", "cross", "ring", "bar")
+SHAPES = ("triangle", "arrow", "drop", "circle", "square", "star", "cross", "ring", "bar")
 
 
 class SynthConfig(BaseModel):
@@ -120,11 +119,6 @@ def _distance(shape: str, x: Array, y: Array) -> Array:
     if shape == "drop":
         ball = np.hypot(x, y - np.float32(0.35)) - np.float32(0.62)
         return np.minimum(ball, _fan(x, y, -1.15, 0.13, 0.56))
-    if shape == "half":
-        return np.maximum(np.hypot(x, y - np.float32(0.4)) - 1, y - np.float32(0.4))
-    if shape == "ell":
-        upright = _box(x + np.float32(0.35), y, 0.3, 0.95)
-        return np.minimum(upright, _box(x - np.float32(0.15), y - np.float32(0.65), 0.8, 0.3))
     if shape == "circle":
         return np.hypot(x, y) - np.float32(0.9)
     if shape == "square":
@@ -147,19 +141,19 @@ def _distance(shape: str, x: Array, y: Array) -> Array:
     raise ValueError(f"unknown shape {shape!r}")
 
 
-def draw_look(rng: np.random.Generator, shapes: tuple[str, ...], noise: float) -> Look:
-    """Draw shape, colours and background of one scene; the object always stands out in brightness."""
+def draw_look(rng: np.random.Generator, noise: float) -> Look:
+    """Draw shape, colours and background of one scene; the object is the brighter of the two."""
     grey = np.array([0.299, 0.587, 0.114])
     while True:
-        colour, background = rng.uniform(0.05, 0.95, (2, 3))
+        colour, background = rng.uniform(0.05, 0.9, 3), rng.uniform(0.05, 0.6, 3)
         # 4:2:0 video keeps colour at half resolution, so colour alone would blur the outline.
-        if abs(float(grey @ (colour - background))) > 0.22:
+        if float(grey @ background) < 0.4 and float(grey @ (colour - background)) > 0.15:
             break
     kind = rng.choice(3)  # plain, gradient, gradient with a mild texture
     gradient = rng.uniform(-0.2, 0.2, (2, 3)) * (kind > 0)
     waves = rng.uniform([-40, -40, 0, 0.01], [40, 40, 2 * np.pi, 0.035], (3, 4))
     return Look(
-        shape=shapes[int(rng.integers(len(shapes)))],
+        shape=SHAPES[int(rng.integers(len(SHAPES)))],
         colour=colour.astype(np.float32),
         background=background.astype(np.float32),
         gradient=gradient.astype(np.float32),
@@ -168,11 +162,14 @@ def draw_look(rng: np.random.Generator, shapes: tuple[str, ...], noise: float) -
     )
 
 
-def coverage(shape: str, poses: Array, height: int, width: int, blur: float = 1.0) -> Array:
-    """Share of each pixel that the object covers, (T, H, W) in 0 .. 1.
+def coverage(
+    shape: str, poses: Array, height: int, width: int, blur: float = 1.0
+) -> tuple[Array, Array]:
+    """Share of each pixel that the object, and that its white cap covers: twice (T, H, W), 0 .. 1.
 
     poses is (T, 4): x, y, radius, angle. The edge is a ramp of blur pixels over the signed
-    distance, so that motion of a fraction of a pixel changes the frame.
+    distance, so that motion of a fraction of a pixel changes the frame. The cap is the part of the
+    object above a line, so that every shape shows its angle.
     """
     short = min(height, width)
     x = ((np.arange(width, dtype=np.float32) + 0.5 - width / 2) / short).astype(np.float32)
@@ -180,8 +177,10 @@ def coverage(shape: str, poses: Array, height: int, width: int, blur: float = 1.
     cx, cy, radius, angle = (poses[:, i, None, None].astype(np.float32) for i in range(4))
     dx, dy = (x[None, None, :] - cx) / radius, (y[None, :, None] - cy) / radius
     cos, sin = np.cos(angle), np.sin(angle)
-    distance = _distance(shape, cos * dx + sin * dy, cos * dy - sin * dx)
-    return np.clip(0.5 - distance * (radius * np.float32(short / blur)), 0, 1).astype(np.float32)
+    x, y = cos * dx + sin * dy, cos * dy - sin * dx
+    per_pixel = radius * np.float32(short / blur)
+    cover = np.clip(0.5 - _distance(shape, x, y) * per_pixel, 0, 1)
+    return cover, cover * np.clip(0.5 - (y - np.float32(CAP)) * per_pixel, 0, 1)
 
 
 def backdrop(look: Look, height: int, width: int) -> Array:
@@ -195,10 +194,11 @@ def backdrop(look: Look, height: int, width: int) -> Array:
     return np.asarray(np.broadcast_to(image, (height, width, 3)) + look.background, np.float32)
 
 
-def _compose(look: Look, cover: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Object over background plus fresh noise per frame; cover (T, H, W) -> uint8 (T, H, W, 3)."""
+def _compose(look: Look, cover: Array, cap: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Object over background plus fresh noise per frame; both (T, H, W) -> uint8 (T, H, W, 3)."""
     behind = backdrop(look, *cover.shape[1:])
     frames = behind + cover[..., None] * (look.colour - behind)
+    frames += cap[..., None] * (np.float32(1) - look.colour)
     frames *= np.float32(255)
     # Independent from frame to frame: noise with a memory would tell forwards from backwards.
     frames += rng.standard_normal(frames.shape, dtype=np.float32) * np.float32(look.noise)
@@ -246,9 +246,9 @@ def render_clip(config: SynthConfig, class_name: str, index: int) -> NDArray[np.
     half = [s // 2 for s in config.size_px]
     width, height = (2 * int(n) for n in rng.integers(half[0], half[1] + 1, 2))
     frames = max(2, round(float(rng.uniform(*config.duration_s)) * config.fps))
-    look = draw_look(rng, ORIENTED if pair == "rotation" else SHAPES, config.noise)
-    cover = coverage(look.shape, _poses(rng, pair, frames), height, width)
-    clip = _compose(look, cover, rng)
+    look = draw_look(rng, config.noise)
+    cover, cap = coverage(look.shape, _poses(rng, pair, frames), height, width)
+    clip = _compose(look, cover, cap, rng)
     return np.ascontiguousarray(clip[::-1] if reverse else clip)
 
 
@@ -258,14 +258,14 @@ def render_still(
     """One square picture (size, size, 3) of the same family and the truth about it; no motion.
 
     The targets: shape (index into SHAPES), x, y and radius (short sides), sin and cos of the
-    angle with oriented (whether the shape has one), colour (3,) and coverage (size, size).
+    angle, colour (3,) of the part below the cap, and coverage (size, size).
     """
-    look = draw_look(rng, SHAPES if rng.random() < 0.6 else ORIENTED, noise)
+    look = draw_look(rng, noise)
     x, y = rng.uniform(-0.42, 0.42, 2)
     radius, angle = rng.uniform(0.08, 0.3), rng.uniform(-np.pi, np.pi)
     pose = np.array([[x, y, radius, angle]], np.float32)
     # A frame that was scaled down to size is a little softer or sharper than one drawn at size.
-    cover = coverage(look.shape, pose, size, size, blur=float(rng.uniform(0.8, 1.8)))
+    cover, cap = coverage(look.shape, pose, size, size, blur=float(rng.uniform(0.8, 1.8)))
     targets = {
         "shape": SHAPES.index(look.shape),
         "x": float(x),
@@ -273,11 +273,10 @@ def render_still(
         "radius": float(radius),
         "sin": float(np.sin(angle)),
         "cos": float(np.cos(angle)),
-        "oriented": look.shape in ORIENTED,
         "colour": look.colour,
         "coverage": cover[0],
     }
-    return _compose(look, cover, rng)[0], targets
+    return _compose(look, cover, cap, rng)[0], targets
 
 
 def clip_row(config: SynthConfig, class_name: str, index: int) -> ClipRow:

@@ -1,0 +1,248 @@
+"""The `vidpipe` command: each command is one stage or one tool.
+
+Nothing heavy is imported at the top: `vidpipe --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.workspace import Workspace
+    from vidpipe.config import Params
+
+app = typer.Typer(
+    help="Turn a frozen image transformer into a video action classifier.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters file.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value: train.epochs=5. Repeatable.")
+]
+Recipe = Annotated[
+    str | None, typer.Option(help="Overlay from pipeline/recipes, or a path to a YAML file.")
+]
+DataRoot = Annotated[str | None, typer.Option(help="Folder of the videos (data.root).")]
+Out = Annotated[Path, typer.Option(help="Folder that holds data/, models/ and results/.")]
+Method = Annotated[str, typer.Option(help="A key of `methods` in the parameters.")]
+
+PARAMS, HERE = Path("params.yaml"), Path()
+
+
+def _params(
+    file: Path, recipe: str | None, data_root: str | None, overrides: list[str] | None
+) -> Params:
+    from pipeline.recipes import read_recipe
+    from vidpipe.config import load_params, parse_override
+
+    overlays = [read_recipe(recipe)] if recipe else []
+    if data_root is not None:
+        overlays.append({"data": {"root": data_root}})
+    return load_params(file, overlays + [parse_override(text) for text in overrides or []])
+
+
+def _workspace(out: Path) -> Workspace:
+    from pipeline.workspace import Workspace
+
+    return Workspace(out)
+
+
+@app.command()
+def synth(params: ParamsFile = PARAMS, set: Set = None, out: Out = HERE) -> None:
+    """Render the embedded data set: clips in pairs that are each other's time reversal."""
+    from pipeline import synth as stage
+
+    stage.run(_params(params, None, None, set).synth, _workspace(out).synth)
+
+
+@app.command()
+def extract(
+    params: ParamsFile = PARAMS,
+    recipe: Recipe = None,
+    data_root: DataRoot = None,
+    set: Set = None,
+    out: Out = HERE,
+) -> None:
+    """Decode and verify videos into the frame store; quarantine what is damaged."""
+    from pipeline import extract as stage
+    from vidpipe.files import write_json
+
+    resolved, workspace = _params(params, recipe, data_root, set), _workspace(out)
+    counts = stage.run(resolved.data, resolved.extract, workspace.store)
+    write_json(workspace.results / "extract.json", counts)
+
+
+@app.command()
+def train(
+    method: Method,
+    params: ParamsFile = PARAMS,
+    recipe: Recipe = None,
+    data_root: DataRoot = None,
+    set: Set = None,
+    out: Out = HERE,
+) -> None:
+    """Fine-tune one method's adapters on the frozen backbone."""
+    resolved = _params(params, recipe, data_root, set)
+    resolved.method(method)
+    from pipeline import train as stage
+
+    stage.run(resolved, method, _workspace(out))
+
+
+@app.command()
+def evaluate(
+    method: Method,
+    params: ParamsFile = PARAMS,
+    recipe: Recipe = None,
+    data_root: DataRoot = None,
+    set: Set = None,
+    out: Out = HERE,
+) -> None:
+    """Multi-view accuracy of a trained method on the validation clips."""
+    resolved = _params(params, recipe, data_root, set)
+    resolved.method(method)
+    from pipeline import evaluate as stage
+
+    for name, value in stage.run(resolved, method, _workspace(out)).items():
+        typer.echo(f"{name} {value:.4g}")
+
+
+@app.command()
+def export(
+    method: Method,
+    params: ParamsFile = PARAMS,
+    recipe: Recipe = None,
+    data_root: DataRoot = None,
+    set: Set = None,
+    out: Out = HERE,
+) -> None:
+    """Merge what can be merged, prove it on real clips, and package the model."""
+    resolved = _params(params, recipe, data_root, set)
+    resolved.method(method)
+    from pipeline import export as stage
+
+    stage.run(resolved, method, _workspace(out))
+
+
+@app.command()
+def report(
+    methods: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: every method evaluated here.")
+    ] = None,
+    out: Out = HERE,
+) -> None:
+    """One table and one picture over all methods."""
+    from pipeline import report as stage
+    from vidpipe.errors import VidpipeError
+
+    workspace = _workspace(out)
+    names = methods.split(",") if methods else _evaluated(workspace)
+    if not names:
+        raise VidpipeError(f"{workspace.results}: nothing evaluated yet; run `vidpipe evaluate`")
+    stage.run(names, workspace)
+
+
+def _evaluated(workspace: Workspace) -> list[str]:
+    from vidpipe.methods.registry import METHODS
+
+    return [name for name in METHODS if workspace.result(name, "eval.json").exists()]
+
+
+@app.command()
+def run(
+    methods: Annotated[str, typer.Option(help="Comma-separated methods.")],
+    params: ParamsFile = PARAMS,
+    recipe: Recipe = None,
+    data_root: DataRoot = None,
+    set: Set = None,
+    out: Out = HERE,
+) -> None:
+    """Every stage from extract to report, one after the other, without DVC."""
+    resolved, workspace = _params(params, recipe, data_root, set), _workspace(out)
+    names = methods.split(",")
+    for name in names:
+        resolved.method(name)
+    from pipeline import evaluate, export, train
+    from pipeline import report as report_stage
+
+    extract(params, recipe, data_root, set, out)
+    for name in names:
+        train.run(resolved, name, workspace)
+        evaluate.run(resolved, name, workspace)
+        export.run(resolved, name, workspace)
+    report_stage.run(names, workspace)
+
+
+@app.command(name="params")
+def show_params(
+    params: ParamsFile = PARAMS,
+    recipe: Recipe = None,
+    data_root: DataRoot = None,
+    set: Set = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Change the file, keeping its comments.")
+    ] = False,
+) -> None:
+    """Print the resolved parameters, or write overrides into the file."""
+    import yaml
+
+    resolved = _params(params, recipe, data_root, set)
+    if write:
+        from pipeline.recipes import read_recipe, write_overlay
+        from vidpipe.config import deep_merge, parse_override
+
+        overlay: dict[str, Any] = read_recipe(recipe) if recipe else {}
+        if data_root is not None:
+            overlay = deep_merge(overlay, {"data": {"root": data_root}})
+        for text in set or []:
+            overlay = deep_merge(overlay, parse_override(text))
+        write_overlay(params, overlay)
+    else:
+        typer.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes."""
+    from pipeline.recipes import list_recipes
+
+    for name, title in list_recipes():
+        typer.echo(f"{name:30} {title}")
+
+
+@app.command(name="fetch-weights")
+def fetch_weights(
+    name: Annotated[str, typer.Argument(help="Model name in the zoo.")],
+    file: Annotated[Path, typer.Argument(help="Where to write the .safetensors file.")],
+    source: Annotated[str, typer.Option(help="timm or open_clip.")] = "timm",
+    tag: Annotated[str, typer.Option(help="Pretrained tag; empty: the default of timm.")] = "",
+) -> None:
+    """Download a backbone's weights into a local file, which DVC can track."""
+    from pipeline.fetch import fetch
+
+    typer.echo(fetch(source, name, tag, file))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 1."""
+    from vidpipe.errors import VidpipeError
+
+    try:
+        app()
+    except VidpipeError as error:
+        print(f"vidpipe: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("vidpipe: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

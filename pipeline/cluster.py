@@ -1,0 +1,149 @@
+"""Ray, and nothing else here knows it: one training function on none, one or many workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+# Said before Ray is imported: it would otherwise report usage over the network.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from vidpipe.config import TrainConfig
+from vidpipe.errors import VidpipeError
+
+Worker = Callable[[dict[str, Any]], None]
+
+
+def rank() -> int:
+    return int(ray.train.get_context().get_world_rank())
+
+
+def world_size() -> int:
+    return int(ray.train.get_context().get_world_size())
+
+
+def device() -> torch.device:
+    """The device Ray gave this worker (its first GPU, or the CPU)."""
+    given = ray.train.torch.get_device()
+    return given[0] if isinstance(given, list) else given
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """DistributedDataParallel where there are several workers, else the model itself."""
+    wrapped: nn.Module = ray.train.torch.prepare_model(model, move_to_device=False)
+    return wrapped
+
+
+def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
+    """Tell Ray of a finished epoch; every rank must call it, rank 0 with the checkpoint folder."""
+    folder = Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
+    ray.train.report(metrics, checkpoint=folder)
+
+
+def train(
+    worker: Worker, payload: dict[str, Any], config: TrainConfig, name: str, storage: Path
+) -> Path:
+    """Run `worker(payload)` on `config.num_workers` workers (0: in this process).
+
+    Returns the folder of the last reported checkpoint, below `storage/name`. What an earlier run of
+    the same name left there is removed first: Ray would silently resume from it.
+    Raises VidpipeError when the machine or cluster cannot hold the workers.
+    """
+    shutil.rmtree(storage / name, ignore_errors=True)
+    (storage / name).mkdir(parents=True)
+    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
+    with _cluster(config, use_gpu):
+        trainer = ray.train.torch.TorchTrainer(
+            worker,
+            train_loop_config={**payload, "scratch": str(storage / name / "scratch")},
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker=_resources(config, use_gpu),
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(storage),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            raise _as_users_error(error) from error
+    if result.checkpoint is None:
+        raise VidpipeError("training ended without a checkpoint; see Ray's log above")
+    return Path(result.checkpoint.path)
+
+
+def _as_users_error(error: TrainingFailedError) -> BaseException:
+    """A VidpipeError raised in a worker comes back as itself; anything else keeps its traceback."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, VidpipeError):
+                return VidpipeError(str(cause))
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return error
+
+
+@contextmanager
+def _cluster(config: TrainConfig, use_gpu: bool) -> Any:
+    """A running Ray for several workers (RAY_ADDRESS or one of our own); none for local mode."""
+    if config.num_workers == 0:
+        available = psutil.virtual_memory().available / 2**30
+        if available < config.memory_gb_per_worker:
+            raise VidpipeError(
+                f"train.memory_gb_per_worker: {config.memory_gb_per_worker:g} GB asked for, "
+                f"{available:.1f} GB free on this machine; lower it and train.batch_size"
+            )
+        logging.getLogger("ray.train").setLevel(logging.WARNING)
+        yield
+        return
+    already = ray.is_initialized()
+    if not already:
+        # Workers import this project from where it is installed; Ray must not try to ship it.
+        ray.init(include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+    try:
+        _refuse_impossible(config, use_gpu)
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _resources(config: TrainConfig, use_gpu: bool) -> dict[str, float]:
+    """Of one worker, in Ray's units."""
+    memory = config.memory_gb_per_worker * 2**30
+    return {"CPU": config.cpus_per_worker, "memory": memory} | ({"GPU": 1} if use_gpu else {})
+
+
+def _refuse_impossible(config: TrainConfig, use_gpu: bool) -> None:
+    """Ray would wait for resources that never come; say at once what is missing."""
+    have = ray.cluster_resources()
+    need = _resources(config, use_gpu)
+    fits = min(int(have.get(key, 0) // amount) for key, amount in need.items())
+    if fits < config.num_workers:
+        raise VidpipeError(
+            f"train.num_workers: {config.num_workers} workers need {config.cpus_per_worker} CPU, "
+            f"{config.memory_gb_per_worker:g} GB{' and a GPU' if use_gpu else ''} each; this "
+            f"cluster ({have.get('CPU', 0):g} CPU, {have.get('memory', 0) / 2**30:.1f} GB, "
+            f"{have.get('GPU', 0):g} GPU) holds {fits}"
+        )

@@ -1,0 +1,32 @@
+"""The exported model as MLflow serves it ("models from code": this file travels, no pickle does).
+
+Input: uint8 clips (N, T, 3, H, W) at the model's own size. Output: class probabilities (N, C).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+from vidpipe.data.dataset import to_input
+from vidpipe.export.package import load_package
+
+
+class VideoClassifier(PythonModel):  # type: ignore[misc]
+    def load_context(self, context: Any) -> None:
+        self.model, self.config = load_package(Path(context.artifacts["package"]))
+
+    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+        video = torch.from_numpy(np.asarray(model_input))
+        backbone = self.config["backbone"]
+        with torch.inference_mode():
+            logits = self.model(to_input(video, backbone["mean"], backbone["std"]))
+        return logits.softmax(-1).numpy()
+
+
+set_model(VideoClassifier())

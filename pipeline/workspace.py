@@ -1,0 +1,81 @@
+"""Where each stage reads and writes, below one folder (`--out`, by default the project itself)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidpipe.config import Params, config_hash
+from vidpipe.files import sha256
+from vidpipe.video.store import FrameStore
+
+
+@dataclass(frozen=True)
+class Workspace:
+    root: Path
+
+    @property
+    def synth(self) -> Path:
+        return self.root / "data" / "synth"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "data" / "store"
+
+    def adapter(self, method: str) -> Path:
+        return self.root / "models" / method / "adapter"
+
+    def package(self, method: str) -> Path:
+        return self.root / "models" / method / "package"
+
+    def evaluation(self, method: str) -> Path:
+        """Predictions and pictures: too large for git."""
+        return self.root / "models" / method / "evaluation"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    def result(self, method: str, name: str) -> Path:
+        """Small files for git: the same on every machine of a kind, so no times in them."""
+        return self.results / method / name
+
+    def timing(self, method: str) -> Path:
+        """Measured times, ignored by git and DVC: they differ on every run."""
+        return self.results / method / "timing.json"
+
+    @property
+    def ray(self) -> Path:
+        """Ray's own storage: outside every DVC output, which DVC deletes before a rerun."""
+        return (self.root / "ray").resolve()
+
+
+def open_store(workspace: Workspace, params: Params) -> FrameStore:
+    return FrameStore(workspace.store, params.train.cache_mb)
+
+
+def data_hash(workspace: Workspace) -> str:
+    """Identity of the extracted data: its manifest holds every source file's hash."""
+    return sha256(workspace.store / "manifest.parquet")
+
+
+def training_hash(params: Params, method: str, workspace: Workspace, weights_sha256: str) -> str:
+    """Identity of one training: the same settings, data and backbone give the same name."""
+    return config_hash(
+        method,
+        params.method(method),
+        params.sampling,
+        params.transform,
+        params.train,
+        data_hash(workspace),
+        weights_sha256,
+    )
+
+
+def folder_hash(folder: Path) -> str:
+    """Over names and bytes of all files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,303 @@
+"""The schema of params.yaml: the single place where a number of the pipeline is defined.
+
+Read through pydantic in lax mode only (DVC writes `1e-05`, which YAML 1.1 reads as text). A method's
+own fields live in the method's file and are reached through the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from vidpipe.backbones.config import BackboneConfig
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.config import MethodConfig
+from vidpipe.video.rendered import SynthConfig
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ColumnsConfig(Section):
+    """Names of the columns in `data.annotations`."""
+
+    path: str = "path"
+    label: str = "label"
+    split: str = "split"
+
+
+class DataConfig(Section):
+    root: str = Field(description="folder of videos; every path in annotations is relative to it")
+    annotations: str | None = Field(
+        None, description="CSV inside root, one row a video; null: one folder a class"
+    )
+    columns: ColumnsConfig = ColumnsConfig()
+    classes: tuple[str, ...] | None = Field(None, description="null: the labels found, sorted")
+    keep: dict[str, dict[str, str]] = Field(
+        {}, description="per split, column: value that a row must have, such as val: {mirrored: 0}"
+    )
+    val_fraction: float = Field(
+        0.2, gt=0, lt=1, description="of each class, where there is no split column"
+    )
+    seed: int = 0
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _text(cls, keep: Any) -> Any:
+        # YAML reads `mirrored: 0` as a number; a CSV column is text.
+        if isinstance(keep, Mapping):
+            return {
+                split: {k: str(v) for k, v in rule.items()} if isinstance(rule, Mapping) else rule
+                for split, rule in keep.items()
+            }
+        return keep
+
+
+class ExtractConfig(Section):
+    short_side: int = Field(ge=16, le=4096, description="pixels; longer side keeps the aspect")
+    gop: int = Field(8, ge=1, description="frames between key frames of the store's H.264")
+    crf: int = Field(20, ge=0, le=51, description="H.264 quality of the store; lower is better")
+    num_workers: int = Field(2, ge=1, description="decoding processes, one thread each")
+    min_frames: int = Field(2, ge=1, description="shorter videos are quarantined (too_short)")
+    max_frames: int = Field(100_000, ge=1, description="longer ones too (too_large)")
+    max_pixels: int = Field(8192 * 4320, ge=1, description="of one source frame (too_large)")
+    timeout_s: float = Field(300, gt=0, description="per video")
+    max_bad_fraction: float = Field(0.1, ge=0, le=1, description="more quarantined fails the stage")
+    shard_mb: int = Field(256, ge=1)
+
+
+class SamplingConfig(Section):
+    strategy: Literal["uniform", "dense"] = Field(
+        description="uniform: T equal segments; dense: T frames at a stride"
+    )
+    num_frames: int = Field(ge=1, le=256)
+    stride: int = Field(8, ge=1, description="dense only")
+    short_clips: Literal["loop", "repeat_last"] = Field(
+        "loop",
+        description="dense only: clips shorter than the span (AIM loops, ST-Adapter repeats)",
+    )
+
+
+class TransformConfig(Section):
+    size: int = Field(ge=14, le=1024, description="square input of the backbone, pixels")
+    crop: Literal["random_resized", "random", "center"] = Field(
+        "random_resized", description="in training; evaluation crops along the long side"
+    )
+    scale: tuple[float, float] = Field((0.08, 1.0), description="area range of random_resized")
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    flip: bool = Field(False, description="leave off where classes differ by direction")
+
+
+class TrainConfig(Section):
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="clips over all workers together")
+    warmup_epochs: float = Field(ge=0)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU"
+    )
+    eval_every: int = Field(1, ge=1, description="epochs between validations")
+    num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process")
+    cpus_per_worker: int = Field(1, ge=1)
+    memory_gb_per_worker: float = Field(2, gt=0, description="refused where not available")
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    threads: int = Field(2, ge=1, description="of torch, per process; changes the last bits")
+    loader_workers: int = Field(0, ge=0, description="decoding processes per training worker")
+    cache_mb: int = Field(1024, ge=0, description="decoded clips kept in memory, per process")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> TrainConfig:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    temporal_clips: int = Field(1, ge=1)
+    spatial_crops: Literal[1, 3] = 1
+    batch_size: int = Field(16, ge=1, description="clips; each brings all its views")
+    reversed_pairs: tuple[tuple[str, str], ...] = Field(
+        (), description="pairs of classes that are each other's time reversal"
+    )
+
+
+class ExportConfig(Section):
+    parity_clips: int = Field(16, ge=1, description="validation clips the export must agree on")
+    tolerance: float = Field(1e-4, gt=0, description="largest |difference of logits|, fp32")
+    register_as: str | None = Field("vidpipe", description="MLflow registered model; null: none")
+    alias: str = "current"
+
+
+class TrackingConfig(Section):
+    experiment: str = "vidpipe"
+    uri: str = Field("sqlite:///mlflow.db", description="MLFLOW_TRACKING_URI overrides it")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    synth: SynthConfig = SynthConfig()
+    data: DataConfig
+    extract: ExtractConfig
+    sampling: SamplingConfig
+    transform: TransformConfig
+    backbone: BackboneConfig
+    methods: dict[str, SerializeAsAny[MethodConfig]]
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _by_registry(cls, blocks: Any) -> Any:
+        from vidpipe.methods.registry import METHODS
+
+        if not isinstance(blocks, Mapping):
+            return blocks
+        parsed: dict[str, MethodConfig] = {}
+        for name, block in blocks.items():
+            if isinstance(block, MethodConfig):
+                parsed[name] = block
+                continue
+            if name not in METHODS:
+                raise VidpipeError(f"methods.{name}: no such method{nearest(name, METHODS)}")
+            try:
+                parsed[name] = METHODS[name].Config.model_validate(block or {})
+            except ValidationError as error:
+                raise VidpipeError(
+                    explain(error, METHODS[name].Config, f"methods.{name}")
+                ) from None
+        return parsed
+
+    @model_validator(mode="after")
+    def _possible(self) -> Params:
+        if self.evaluate.temporal_clips > 1 and self.sampling.strategy == "uniform":
+            raise ValueError(
+                "evaluate.temporal_clips > 1 needs sampling.strategy dense: uniform sampling covers "
+                "the whole video in one clip"
+            )
+        return self
+
+    def method(self, name: str) -> MethodConfig:
+        if name not in self.methods:
+            raise VidpipeError(f"--method {name}: not in params.yaml{nearest(name, self.methods)}")
+        return self.methods[name]
+
+
+def nearest(name: str, valid: Any) -> str:
+    """ "; nearest valid name is X", or "; expected one of ..." where nothing is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
+    return f"; nearest is {near[0]}" if near else f"; expected one of {', '.join(sorted(valid))}"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """Valid names beside `location`'s last part."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        annotation = field.annotation if field else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """One line: every wrong key's path, what was expected, what was there, and the nearest name."""
+    problems = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in (prefix, *item["loc"]) if part != "")
+        if item["type"] == "extra_forbidden":
+            valid = _fields_at(model, item["loc"])
+            problems.append(f"{path}: unknown key{nearest(str(item['loc'][-1]), valid)}")
+        elif item["type"] == "missing":
+            problems.append(f"{path}: missing; it has no default")
+        elif item["type"] == "value_error":
+            message = str(item["ctx"]["error"])
+            problems.append(f"{path}: {message}" if path else message)
+        else:
+            problems.append(f"{path}: {item['msg']}, got {item['input']!r}")
+    return "; ".join(problems)
+
+
+def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """`overlay` over `base`; mappings merge, everything else (lists too) replaces."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = deep_merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`train.epochs=5` -> {"train": {"epochs": 5}}; the value is YAML."""
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise VidpipeError(f"--set {text}: expected key=value, such as train.epochs=5")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise VidpipeError(f"--set {text}: the value is not valid YAML") from None
+    for part in reversed(parts):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VidpipeError(
+            f"{path}: no such file; run vidpipe in the folder that holds params.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise VidpipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise VidpipeError(f"{path}: expected a mapping of sections")
+    return content
+
+
+def load_params(path: Path, overlays: Sequence[Mapping[str, Any]] = ()) -> Params:
+    """params.yaml with `overlays` on top, in order, validated as one."""
+    raw: Mapping[str, Any] = read_yaml(path)
+    for overlay in overlays:
+        raw = deep_merge(raw, overlay)
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise VidpipeError(f"{path.name}: {explain(error, Params)}") from None
+    except VidpipeError as error:
+        raise VidpipeError(f"{path.name}: {error}") from None
+
+
+def config_hash(*parts: Any) -> str:
+    """Short identity of a resolved configuration: the same values give the same twelve letters."""
+
+    def plain(part: Any) -> Any:
+        return part.model_dump(mode="json") if isinstance(part, BaseModel) else part
+
+    text = json.dumps([plain(part) for part in parts], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,15 @@
+"""What every method's block in params.yaml has. Apart from the models, so that it needs no torch."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class MethodConfig(BaseModel):
+    """Fields every method has; a method adds its own. Lives under `methods.<name>` in params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    lr: float = Field(3e-4, gt=0, description="peak learning rate at `train.batch_size`")
+    weight_decay: float = Field(0.05, ge=0)
+    head_dropout: float = Field(0.5, ge=0, lt=1)

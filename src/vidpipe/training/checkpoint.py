@@ -1,0 +1,118 @@
+"""Adapter checkpoint: a folder with the trained tensors and all that is needed to rebuild the model.
+
+`adapter.safetensors`: trained tensors only. `config.json`: format version, method and its options,
+backbone with the hash of its weights, activation and normalisation, sampling, transform, class
+names, versions. No pickle. Version 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from vidpipe import __version__
+from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.zoo import Backbone, load_backbone
+from vidpipe.config import Params, SamplingConfig, TransformConfig
+from vidpipe.errors import VidpipeError
+from vidpipe.files import atomic_folder, read_json, write_json
+from vidpipe.methods.config import MethodConfig
+from vidpipe.methods.registry import METHODS, VideoModel, build_method
+
+FORMAT, VERSION = "vidpipe-adapter", 1
+
+
+@dataclass
+class TrainedModel:
+    """A model in eval mode with what travels beside its weights."""
+
+    model: VideoModel
+    backbone: Backbone
+    classes: list[str]
+    sampling: SamplingConfig
+    transform: TransformConfig
+
+
+def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
+    """The untrained model that `params` describe."""
+    backbone = load_backbone(params.backbone, params.transform.size)
+    config = params.method(method)
+    frames = params.sampling.num_frames
+    model = build_method(method, backbone.vit, len(classes), frames, config)
+    return TrainedModel(model, backbone, classes, params.sampling, params.transform)
+
+
+def save_adapter(folder: Path, trained: TrainedModel, extra: dict[str, Any]) -> None:
+    """Write the checkpoint to `folder` as a whole. `extra` goes into config.json under `training`."""
+    model = trained.model
+    state = {name: t.cpu().contiguous() for name, t in model.adapter_state().items()}
+    with atomic_folder(folder) as temporary:
+        save_file(state, temporary / "adapter.safetensors")
+        write_json(
+            temporary / "config.json",
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "vidpipe": __version__,
+                "method": model.name,
+                "method_config": model.config.model_dump(mode="json"),
+                "backbone": {
+                    **trained.backbone.card(),
+                    "weights": trained.backbone.config.weights,
+                },
+                "sampling": trained.sampling.model_dump(mode="json"),
+                "transform": trained.transform.model_dump(mode="json"),
+                "classes": trained.classes,
+                "training": extra,
+            },
+        )
+
+
+def load_adapter(folder: Path, weights: str | None = None) -> TrainedModel:
+    """Rebuild a trained model. `weights` overrides where the backbone's weights are found.
+
+    Raises VidpipeError when files are missing or corrupt, or the backbone's weights are others than
+    those the adapter was trained on.
+    """
+    source = folder / "config.json"
+    card = read_json(source)
+    if card.get("format") != FORMAT or card.get("version") != VERSION:
+        raise VidpipeError(
+            f"{source}: format {card.get('format')!r} version {card.get('version')!r}, expected "
+            f"{FORMAT!r} version {VERSION}"
+        )
+    try:
+        recorded = card["backbone"]
+        backbone_config = BackboneConfig(
+            source=recorded["source"],
+            name=recorded["name"],
+            weights=weights or recorded["weights"],
+        )
+        method = card["method"]
+        method_config: MethodConfig = METHODS[method].Config.model_validate(card["method_config"])
+        sampling = SamplingConfig.model_validate(card["sampling"])
+        transform = TransformConfig.model_validate(card["transform"])
+        classes = list(card["classes"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise VidpipeError(f"{source}: not a complete adapter description ({error})") from None
+    backbone = load_backbone(backbone_config, transform.size)
+    if backbone.sha256 != recorded["weights_sha256"]:
+        raise VidpipeError(
+            f"{folder}: trained on weights {recorded['weights_sha256'][:12]}, but "
+            f"{backbone_config.weights} has {backbone.sha256[:12]}; name the right backbone.weights"
+        )
+    model = build_method(method, backbone.vit, len(classes), sampling.num_frames, method_config)
+    tensors = folder / "adapter.safetensors"
+    try:
+        state = load_file(tensors)
+    except FileNotFoundError:
+        raise VidpipeError(f"{tensors}: no such file") from None
+    except Exception as error:  # safetensors raises its own type for every corruption
+        raise VidpipeError(f"{tensors}: not a readable safetensors file ({error})") from None
+    model.load_adapter_state(state, str(tensors))
+    model.eval()
+    return TrainedModel(model, backbone, classes, sampling, transform)
