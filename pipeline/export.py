@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.console import console
@@ -67,9 +68,9 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
         }
         tracked.metrics({**numbers, **speed})
         tracked.artifact(package / "parity.json")
-        shape = tuple(views[0]["video"].shape[1:])
+        example = np.stack([views[i]["video"][0].numpy() for i in (chosen * 2)[:2]])
         version = tracked.model(
-            package, folder_hash(package), (shape, len(trained.classes)), params.export, method
+            package, folder_hash(package), example, len(trained.classes), params.export, method
         )
     registered = f", registered as version {version}" if version else ""
     console.print(

@@ -15,12 +15,10 @@ from vidpipe.files import atomic_file
 
 def fetch(source: str, name: str, tag: str, file: Path) -> str:
     """Write the weights of `source`'s model `name` to `file`; returns a line that says what it is."""
-    import timm
-
     if file.suffix != ".safetensors":
         raise VidpipeError(f"{file}: expected a name ending in .safetensors")
     fields: dict[str, Any] = {"source": source, "name": name, "weights": f"hub:{tag}".rstrip(":")}
-    size = timm.get_pretrained_cfg(name).input_size[-1] if source == "timm" else _clip_size(name)
+    size = _timm_size(name) if source == "timm" else _clip_size(name)
     backbone = load_backbone(BackboneConfig.model_validate(fields), size)
     header = {"activation": backbone.activation}
     if source == "timm":
@@ -28,6 +26,15 @@ def fetch(source: str, name: str, tag: str, file: Path) -> str:
     with atomic_file(file) as temporary:
         save_file(backbone.vit.state_dict(), temporary, metadata=header)
     return f"{file}: {source} {name} at {size} px, sha256 {backbone.sha256[:12]}"
+
+
+def _timm_size(name: str) -> int:
+    import timm
+
+    card = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if card is None:
+        raise VidpipeError(f"timm has no pretrained model {name!r}")
+    return int(card.input_size[-1])
 
 
 def _clip_size(name: str) -> int:

@@ -1,7 +1,7 @@
 """Pre-train the package's small ViT on rendered stills: `python -m pipeline.pretrain_still`.
 
 Supervised, on what the renderer knows about a picture: where the object is, how large, at which
-angle, its shape and colour, and how much of every patch it covers. No moving picture, and no pair
+angle, its shape and colour, and a coarse mask of it. No moving picture, and no pair
 of frames, is ever shown, so what the adapters learn about motion is theirs.
 """
 
@@ -29,17 +29,20 @@ from vidpipe.backbones import still
 from vidpipe.video.rendered import SHAPES, render_still
 
 CHUNK = 500  # stills per job; the seed of a job is its number, so workers do not change the data
+CELL = 4  # pixels; the mask a patch token predicts has one value per cell
 GLOBALS = 8  # x, y, log radius, radius * sin, radius * cos, colour (3)
 COLOUR = slice(5, 8)
+SCALE = (0.25, 0.25, 0.4, 0.15, 0.15)  # about the spread of the first five
+CELLS = (still.PATCH_SIZE // CELL) ** 2  # per patch
 
 Stills = dict[str, Tensor]
 
 
 def render_chunk(job: tuple[int, int]) -> dict[str, np.ndarray]:
-    """CHUNK stills: image uint8 (n, 3, S, S), cover (n, N) per patch, shape (n,), truth (n, 8)."""
+    """CHUNK stills: image uint8 (n, 3, S, S), cover (n, S/4, S/4), shape (n,), truth (n, 8)."""
     torch.set_num_threads(1)
     rng = np.random.default_rng(job)
-    size, patch = still.INPUT_SIZE, 8
+    size = still.INPUT_SIZE
     images, covers, shapes, truths = [], [], [], []
     for _ in range(CHUNK):
         # Frames reach the model scaled down from files of different sizes.
@@ -49,7 +52,7 @@ def render_chunk(job: tuple[int, int]) -> dict[str, np.ndarray]:
             image = _subsample_colour(image)
         images.append(_resize(image, size).round().clamp(0, 255).byte().numpy()[0])
         cover = _resize(torch.from_numpy(target["coverage"])[None, None], size)
-        covers.append(F.avg_pool2d(cover, patch).flatten().numpy())
+        covers.append(F.avg_pool2d(cover, CELL)[0, 0].numpy())
         shapes.append(target["shape"])
         values = [target[k] for k in ("x", "y", "radius", "sin", "cos")]
         truths.append([*values, *target["colour"]])
@@ -94,8 +97,7 @@ def augment(batch: Stills, generator: torch.Generator) -> Stills:
     order = torch.randperm(3, generator=generator)
     # rot90 with a negative count turns the picture clockwise, as angles count.
     image = torch.rot90(batch["image"][:, order], -turns, (2, 3))
-    grid = math.isqrt(batch["cover"].shape[1])
-    cover = torch.rot90(batch["cover"].unflatten(1, (grid, grid)), -turns, (1, 2)).flatten(1)
+    cover = torch.rot90(batch["cover"], -turns, (1, 2))
     truth = batch["truth"].clone()
     cos, sin = (round(f(turns * math.pi / 2)) for f in (math.cos, math.sin))
     x, y, s, c = (batch["truth"][:, i] for i in (0, 1, 3, 4))
@@ -117,8 +119,10 @@ class Heads(nn.Module):
         self.patch_depths = tuple(range(1, depth))
         out = GLOBALS + len(SHAPES)
         self.cls = nn.ModuleDict({str(d): nn.Linear(width, out) for d in self.cls_depths})
-        # A patch says how much of it is covered, and what the picture as a whole shows.
-        self.patch = nn.ModuleDict({str(d): nn.Linear(width, 1 + 5) for d in self.patch_depths})
+        # A patch says which of its cells are covered, and what the picture as a whole shows.
+        self.patch = nn.ModuleDict(
+            {str(d): nn.Linear(width, CELLS + len(SCALE)) for d in self.patch_depths}
+        )
         # The last depth is read after the backbone's own final norm.
         self.norms = nn.ModuleDict({str(d): nn.LayerNorm(width) for d in range(1, depth)})
 
@@ -130,9 +134,6 @@ class Heads(nn.Module):
             {d: self.cls[str(d)](at[d][:, 0]) for d in self.cls_depths},
             [self.patch[str(d)](at[d][:, 1:]) for d in self.patch_depths],
         )
-
-
-SCALE = (0.25, 0.25, 0.4, 0.15, 0.15)  # about the spread of the first five truths
 
 
 def _regression(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -154,10 +155,11 @@ def loss_of(vit: VisionTransformer, heads: Heads, batch: Stills) -> Tensor:
         part = part + 0.3 * F.smooth_l1_loss(out[:, 5:8], batch["truth"][:, COLOUR], beta=0.1)
         part = part + 0.1 * F.cross_entropy(out[:, 8:], batch["shape"])
         total = total + part * (1.0 if depth == len(tokens) else 0.5)
+    cells = F.unfold(batch["cover"][:, None], side := still.PATCH_SIZE // CELL, stride=side)
     for depth, out in enumerate(patches, 1):
-        total = total + 0.5 * F.smooth_l1_loss(out[..., 0], batch["cover"], beta=0.1)
+        total = total + F.smooth_l1_loss(out[..., :CELLS], cells.transpose(1, 2), beta=0.1)
         if depth > 1:
-            total = total + 0.3 * _regression(out[..., 1:], batch["truth"][:, None])
+            total = total + 0.3 * _regression(out[..., CELLS:], batch["truth"][:, None])
     return total
 
 
@@ -186,8 +188,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=still.WEIGHTS)
     parser.add_argument("--stills", type=int, default=100_000, help="size of the training pool")
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -225,7 +227,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 250 == 249 or step + 1 == args.steps:
+        if step % 500 == 499 or step + 1 == args.steps:
             errors = ", ".join(f"{k} {v:.4f}" for k, v in evaluate(vit, heads, held_out).items())
             seconds = time.perf_counter() - start
             console.print(f"step {step + 1}, {seconds:.0f} s: loss {loss.item():.4f}, {errors}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pandas as pd
 from rich.table import Table
 
@@ -17,11 +20,11 @@ COLUMNS = {
     "top1": "top1 %",
     "in_pair_top1": "in-pair %",
     "tunable_m": "tunable M",
-    "tunable_with_head_m": "tunable M with head",
+    "tunable_with_head_m": "+ head",
     "gflops": "GFLOPs/view",
     "new_at_inference_m": "new M at inference",
-    "train_clips_per_s": "train clips/s",
-    "latency_ratio": "latency x plain",
+    "train_clips_per_s": "clips/s (train)",
+    "latency_ratio": "latency / plain",
 }
 MEASURED = ("train_clips_per_s", "latency_ratio")
 
@@ -63,7 +66,7 @@ def _row(method: str, workspace: Workspace) -> dict[str, object]:
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:
-    formats = {
+    formats: dict[str, Callable[[Any], str]] = {
         "top1": lambda v: f"{100 * v:.1f}",
         "in_pair_top1": lambda v: f"{100 * v:.1f}",
         "train_clips_per_s": lambda v: f"{v:.0f}",
@@ -75,7 +78,7 @@ def _cells(table: pd.DataFrame) -> list[list[str]]:
     def cell(column: str, value: object) -> str:
         if value is None or value != value:
             return "-"
-        return formats.get(column, lambda v: f"{v:.3f}")(value)  # type: ignore[no-any-return]
+        return formats.get(column, lambda v: f"{v:.3f}")(value)
 
     rows = table.to_dict("records")
     return [[cell(str(column), value) for column, value in row.items()] for row in rows]
@@ -97,4 +100,5 @@ def _print(table: pd.DataFrame) -> None:
         shown.add_column(COLUMNS[column], justify="left" if column == "method" else "right")
     for row in _cells(table):
         shown.add_row(*row)
-    console.print(shown)
+    # A log file has no width; eighty columns would cut the headings.
+    console.print(shown, width=console.width if console.is_terminal else 120)

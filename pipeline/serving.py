@@ -18,10 +18,11 @@ from vidpipe.export.package import load_package
 
 
 class VideoClassifier(PythonModel):  # type: ignore[misc]
+    # No type hints on `predict`: MLflow would take them for a schema; the signature has one.
     def load_context(self, context: Any) -> None:
         self.model, self.config = load_package(Path(context.artifacts["package"]))
 
-    def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         video = torch.from_numpy(np.asarray(model_input))
         backbone = self.config["backbone"]
         with torch.inference_mode():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 # Said before MLflow is imported: it would otherwise report usage over the network.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import numpy as np
@@ -27,6 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
+from numpy.typing import NDArray
 
 import vidpipe
 from vidpipe.config import ExportConfig, TrackingConfig
@@ -73,7 +76,7 @@ class TrackedRun:
                 self._logged[key] = {metric.step for metric in history}
             if step not in self._logged[key]:
                 self._logged[key].add(step)
-                new.append(Metric(key, float(value), _now_ms(), step))
+                new.append(Metric(key, float(value), int(time.time() * 1000), step))
         if new:
             self.client.log_batch(self.run_id, metrics=new)
 
@@ -84,20 +87,20 @@ class TrackedRun:
         self,
         package: Path,
         package_hash: str,
-        signature: tuple[tuple[int, ...], int],
+        example: NDArray[np.uint8],
+        classes: int,
         export: ExportConfig,
         method: str,
     ) -> str | None:
         """Log the model package as an MLflow model (code and safetensors, no pickle) and register it.
 
-        `signature`: shape of one clip (T, 3, H, W), and number of classes. Returns the registered
-        version; an unchanged package is not logged a second time.
+        `example`: uint8 clips (N >= 2, T, 3, H, W); MLflow runs the logged model on it. Returns the
+        registered version; an unchanged package is not logged a second time.
         """
         name = f"{export.register_as}-{method}" if export.register_as else None
         tag = "vidpipe.package"
         if self.client.get_run(self.run_id).data.tags.get(tag) == package_hash:
             return self._alias(name, export)
-        clip_shape, classes = signature
         mlflow.set_tracking_uri(self.uri)
         with mlflow.start_run(run_id=self.run_id):
             mlflow.pyfunc.log_model(
@@ -106,9 +109,12 @@ class TrackedRun:
                 artifacts={"package": str(package)},
                 code_paths=[str(Path(vidpipe.__file__).parent)],
                 signature=ModelSignature(
-                    inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *clip_shape), "video")]),
+                    inputs=Schema(
+                        [TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]), "video")]
+                    ),
                     outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
                 ),
+                input_example=example,
                 pip_requirements=_requirements(),
                 registered_model_name=name,
             )
@@ -204,9 +210,3 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _now_ms() -> int:
-    import time
-
-    return int(time.time() * 1000)

@@ -56,7 +56,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
         timing = pd.read_csv(checkpoint / "timing.csv")
         _publish(checkpoint, workspace.adapter(method), params.backbone.weights)
         write_text(workspace.result(method, "history.csv"), history.to_csv(index=False))
-        last = history.iloc[-1].drop("epoch").to_dict()
+        last = {str(k): float(v) for k, v in history.iloc[-1].drop("epoch").items()}
         write_json(workspace.result(method, "train.json"), {**last, "cost": vars(costs)})
         # The first epoch pays for warming up and for filling the cache of decoded clips.
         steady = timing.clips_per_s.iloc[1:] if len(timing) > 1 else timing.clips_per_s

@@ -31,7 +31,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             from safetensors import safe_open
 
             with safe_open(path, framework="pt") as file:
-                return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}
+                names = list(file.keys())
+                return {k: file.get_tensor(k) for k in names}, file.metadata() or {}
         if path.suffix in {".pt", ".pth", ".bin"}:
             content = torch.load(path, map_location="cpu", weights_only=True)
             for key in ("state_dict", "model"):

@@ -1,6 +1,7 @@
-"""The pieces of a timm ViT forward that methods recombine. Shape suffixes: B clips, T frames, N tokens, D width.
+"""The pieces of a timm ViT forward that methods recombine.
 
-`x` is always (B*T, N, D): frames are the batch, as in the image model.
+Shape suffixes: B clips, T frames, N tokens, D width. `x` is always
+(B*T, N, D): frames are the batch, as in the image model.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def fold_frames(video_BCTHW: Tensor) -> Tensor:
 
 def embed(vit: VisionTransformer, frames: Tensor) -> Tensor:
     """Patch, class and position embedding of (B*T, 3, H, W) frames, before CLIP's `ln_pre`."""
-    return cast(Tensor, vit._pos_embed(vit.patch_embed(frames)))
+    return vit._pos_embed(vit.patch_embed(frames))
 
 
 def to_time(x: Tensor, num_frames: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""`vit_still_patch8_48`: a ViT of half a million parameters that has seen rendered stills only.
+"""`vit_still_patch12_48`: a ViT of half a million parameters that has seen rendered stills only.
 
 It stands in for an image foundation model where none can be downloaded. Its weights come with the
 package (assets/vit_still.safetensors, see the card beside them) and were made by
@@ -20,8 +20,9 @@ from timm.models import (
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
-ARCHITECTURE = "vit_still_patch8_48"
+ARCHITECTURE = "vit_still_patch12_48"
 INPUT_SIZE = 48
+PATCH_SIZE = 12
 MEAN = STD = (0.5, 0.5, 0.5)
 WEIGHTS = Path(__file__).parents[1] / "assets" / "vit_still.safetensors"
 
@@ -46,10 +47,10 @@ default_cfgs = generate_default_cfgs(
 
 
 @register_model
-def vit_still_patch8_48(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """(B, 3, 48, 48) -> 6 x 6 patches + class token, 4 blocks of width 96 with 6 heads of 16."""
+def vit_still_patch12_48(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """(B, 3, 48, 48) -> 4 x 4 patches + class token, 4 blocks of width 96 with 6 heads of 16."""
     model_args: dict[str, Any] = dict(
-        patch_size=8,
+        patch_size=PATCH_SIZE,
         embed_dim=96,
         depth=4,
         num_heads=6,

@@ -52,15 +52,17 @@ def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
     Position grids of another size are resized (bicubic, no antialias, as the weights' authors do).
     Raises VidpipeError for an unknown name, a missing or unreadable file, or weights that do not fit.
     """
+    state: Mapping[str, Tensor]
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import load_open_clip
 
         vit, state, mean, std = load_open_clip(config, img_size)
     else:
         vit = _create_timm(config, img_size, config.hub_tag)
-        mean, std = (tuple(vit.pretrained_cfg[key]) for key in ("mean", "std"))
+        card = cast(dict[str, Any], vit.pretrained_cfg)
+        mean, std = tuple(card["mean"]), tuple(card["std"])
         if config.hub_tag is not None:
-            state: Mapping[str, Tensor] = vit.state_dict()
+            state = vit.state_dict()
         else:
             state, header = read_weights(Path(config.weights))
             _refuse_other_model(config, vit, header)

@@ -13,7 +13,8 @@ from vidpipe.config import DataConfig, nearest
 from vidpipe.errors import VidpipeError
 
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .wmv .flv .3gp .ogv".split()
+    f".{name}"
+    for name in "mp4 m4v mov avi mkv webm mpg mpeg ts mts wmv flv 3gp ogv".split()  # noqa: SIM905
 )
 SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "val"}
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.openclip import as_tokens, timm_name
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.registry import METHODS, VideoModel, build_method
 from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.base import MethodConfig
+from vidpipe.methods.registry import METHODS, VideoModel, build_method
 from vidpipe.methods.st_adapter import Position, STAdapterConfig
 from vidpipe.methods.zeroi2v import AdapterName, ZeroI2VConfig
 from vidpipe.weights import refuse_mismatch

@@ -10,10 +10,11 @@ some heads from frame t + dt. LayerScale, which the paper's backbones lack, foll
 from __future__ import annotations
 
 import copy
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
+from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ class ZeroI2V(VideoModel):
                     f"methods.zeroi2v.channel_offsets: groups must add up to the width {self.width}"
                 )
             return config.channel_offsets
-        heads = self.blocks[0].attn.num_heads
+        heads: int = cast(Any, self.blocks[0].attn).num_heads
         given = (-1, 1) if config.head_offsets is None else config.head_offsets
         if len(given) > heads:
             raise VidpipeError(
@@ -136,7 +137,7 @@ class ZeroI2V(VideoModel):
         return cast(Tensor, adapters[name](x)) if name in adapters else x
 
     def _qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = block.attn.qkv
+        qkv = cast(nn.Linear, cast(Any, block.attn).qkv)
         x = self._adapt(index, "attn_in", x)
         if not set(QKV) & set(self.config.adapters):
             q, k, v = qkv(x).chunk(3, dim=-1)
@@ -149,10 +150,11 @@ class ZeroI2V(VideoModel):
         return q, k, v
 
     def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        attn = cast(Attention, block.attn)
         q, k, v = self._qkv(index, block, block.norm1(x))
         k = shift_frames(k, num_frames, self.offsets)
         v = shift_frames(v, num_frames, self.offsets)
-        x = x + block.ls1(self._adapt(index, "attn_out", attend(block.attn, q, k, v)))
+        x = x + block.ls1(self._adapt(index, "attn_out", attend(attn, q, k, v)))
         hidden = block.mlp(self._adapt(index, "mlp_in", block.norm2(x)))
         return x + block.ls2(self._adapt(index, "mlp_out", hidden))
 
@@ -171,14 +173,15 @@ class ZeroI2V(VideoModel):
         merged.to(self.head.weight)
         for block, adapters in zip(merged.blocks, self.adapters, strict=True):
             by_name = cast(nn.ModuleDict, adapters)
+            attn, mlp = cast(Any, block.attn), cast(Any, block.mlp)
             attn_in: list[AdapterName] = ["attn_in"] * 3 if "attn_in" in by_name else list(QKV)
-            _fold_before(block.attn.qkv, [by_name[n] if n in by_name else None for n in attn_in])
+            _fold_before(attn.qkv, [by_name[n] if n in by_name else None for n in attn_in])  # noqa: SIM401
             if "attn_out" in by_name:
-                _fold_after(block.attn.proj, by_name["attn_out"])
+                _fold_after(attn.proj, by_name["attn_out"])
             if "mlp_in" in by_name:
-                _fold_before(block.mlp.fc1, [by_name["mlp_in"]])
+                _fold_before(mlp.fc1, [by_name["mlp_in"]])
             if "mlp_out" in by_name:
-                _fold_after(block.mlp.fc2, by_name["mlp_out"])
+                _fold_after(mlp.fc2, by_name["mlp_out"])
         return merged.train(self.training)  # type: ignore[return-value]
 
 

@@ -116,7 +116,7 @@ def fit(
                 trained = [p for p in model.parameters() if p.requires_grad]
                 nn.utils.clip_grad_norm_(trained, config.clip_grad_norm)
             optimizer.step()
-            lr = scheduler.get_last_lr()[0]
+            lr = float(scheduler.get_last_lr()[0])
             scheduler.step()
             step += 1
             correct = (logits.argmax(1) == labels).sum().item()

@@ -87,6 +87,7 @@ class FrameStore:
         self.root = root
         manifest = read_manifest(root)
         self.rows = manifest[manifest.status == "ok"].reset_index(drop=True)
+        self._frames: list[int] = self.rows.frames.tolist()
         self._cache_bytes = cache_mb * 2**20
         self._cached_bytes = 0
         self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
@@ -100,7 +101,7 @@ class FrameStore:
         return {**self.__dict__, "_shards": {}, "_cache": OrderedDict(), "_cached_bytes": 0}
 
     def num_frames(self, clip: int) -> int:
-        return int(self.rows.frames.iat[clip])
+        return self._frames[clip]
 
     def read(self, clip: int, indices: Sequence[int]) -> NDArray[np.uint8]:
         """Frames `indices` (any order, repeats allowed) of row `clip`: (len(indices), H, W, 3) RGB.
@@ -140,8 +141,10 @@ class FrameStore:
                     self._shards[row.shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
                 raise VidpipeError(f"{path}: {error}; run `vidpipe extract` again") from None
-        data = self._shards[row.shard][row.offset : row.offset + row.nbytes]
-        if len(data) != row.nbytes:
+        # By name: a pandas row has an attribute `nbytes` of its own.
+        start, size = int(row["offset"]), int(row["nbytes"])
+        data = self._shards[row.shard][start : start + size]
+        if len(data) != size:
             raise VidpipeError(f"{shard_path(self.root, row.shard)}: cut short; extract again")
         return data
 
@@ -159,7 +162,7 @@ def read_pyav(data: bytes, indices: Sequence[int]) -> NDArray[np.uint8]:
     import av
 
     wanted, found = set(indices), {}
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         container.streams.video[0].thread_count = 1
         for index, frame in enumerate(container.decode(video=0)):
             if index in wanted:

@@ -48,14 +48,14 @@ def plot_accuracy_against_parameters(table: pd.DataFrame, path: Path) -> None:
     axes = figure.subplots()
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
     markers = "osD^vP*X"
-    for i, row in enumerate(table.itertuples()):
+    for i, row in enumerate(table.to_dict("records")):
         axes.scatter(
-            row.tunable_m,
-            100 * float(row.top1),  # type: ignore[arg-type]
+            row["tunable_m"],
+            100 * row["top1"],
             s=110,
             color=colours[i % len(colours)],
             marker=markers[i % len(markers)],
-            label=f"{row.method} ({row.gflops:.3g} GFLOPs)",
+            label=f"{row['method']} ({row['gflops']:.3g} GFLOPs)",
             zorder=3,
         )
     # A linear probe has no tunable parameter but its head: zero must have a place on the axis.
