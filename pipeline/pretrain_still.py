@@ -26,6 +26,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones import still
+from vidpipe.files import atomic_file
 from vidpipe.video.rendered import SHAPES, render_still
 
 CHUNK = 500  # stills per job; the seed of a job is its number, so workers do not change the data
@@ -126,7 +127,9 @@ class Heads(nn.Module):
         # The last depth is read after the backbone's own final norm.
         self.norms = nn.ModuleDict({str(d): nn.LayerNorm(width) for d in range(1, depth)})
 
-    def forward(self, tokens: list[Tensor], final: Tensor) -> tuple[dict[int, Tensor], list[Tensor]]:
+    def forward(
+        self, tokens: list[Tensor], final: Tensor
+    ) -> tuple[dict[int, Tensor], list[Tensor]]:
         """tokens[d] is the stream after block d + 1; final the normed tokens, (B, 1 + N, D)."""
         depth = len(tokens)
         at = {d: self.norms[str(d)](tokens[d - 1]) for d in range(1, depth)} | {depth: final}
@@ -245,10 +248,8 @@ def main() -> None:
         "activation": "gelu",
         "source": "vidpipe pretrain_still",
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    part = args.out.with_name(args.out.name + ".part")
-    save_file(weights, part, metadata)
-    os.replace(part, args.out)
+    with atomic_file(args.out) as part:
+        save_file(weights, part, metadata)
     console.print(f"wrote {args.out.name}, {args.out.stat().st_size / 2**20:.2f} MiB")
 
 

@@ -36,6 +36,7 @@ def write_overlay(file: Path, overlay: Mapping[str, Any]) -> None:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 120
+    yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(file.read_text(encoding="utf-8"))
     _update(document, overlay)
     with atomic_file(file) as temporary:

@@ -123,7 +123,12 @@ class TrainConfig(Section):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> TrainConfig:
+    def _possible(self) -> TrainConfig:
+        if self.num_workers and self.batch_size % self.num_workers:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} does not divide among "
+                f"num_workers {self.num_workers}; gradients would be weighted unequally"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}"

@@ -27,21 +27,21 @@ MEAN = STD = (0.5, 0.5, 0.5)
 WEIGHTS = Path(__file__).parents[1] / "assets" / "vit_still.safetensors"
 
 
-# register_model looks this name up in the module. There is no url, so timm can never fetch weights.
+# register_model looks this name up in the module. Without a url timm can never fetch weights.
 default_cfgs = generate_default_cfgs(
     {
-        ARCHITECTURE: dict(
-            url="",
-            input_size=(3, INPUT_SIZE, INPUT_SIZE),
-            mean=MEAN,
-            std=STD,
-            num_classes=0,
-            crop_pct=1.0,
-            interpolation="bilinear",
-            first_conv="patch_embed.proj",
-            classifier="head",
-            license="apache-2.0",
-        )
+        ARCHITECTURE: {
+            "url": "",
+            "input_size": (3, INPUT_SIZE, INPUT_SIZE),
+            "mean": MEAN,
+            "std": STD,
+            "num_classes": 0,
+            "crop_pct": 1.0,
+            "interpolation": "bilinear",
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        }
     }
 )
 
@@ -49,19 +49,20 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def vit_still_patch12_48(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """(B, 3, 48, 48) -> 4 x 4 patches + class token, 4 blocks of width 96 with 6 heads of 16."""
-    model_args: dict[str, Any] = dict(
-        patch_size=PATCH_SIZE,
-        embed_dim=96,
-        depth=4,
-        num_heads=6,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    )
+    model_args: dict[str, Any] = {
+        "img_size": INPUT_SIZE,
+        "patch_size": PATCH_SIZE,
+        "embed_dim": 96,
+        "depth": 4,
+        "num_heads": 6,
+        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+    }
     model = build_model_with_cfg(
         VisionTransformer,
         ARCHITECTURE,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=3, feature_cls="getter"),
-        **(model_args | {"img_size": INPUT_SIZE} | kwargs),
+        feature_cfg={"out_indices": 3, "feature_cls": "getter"},
+        **(model_args | kwargs),
     )
     return cast(VisionTransformer, model)

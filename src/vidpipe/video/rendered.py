@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import zlib
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -301,22 +300,19 @@ def write_clip(path: Path, frames: NDArray[np.uint8], fps: int, crf: int) -> Non
     """Write frames (T, H, W, 3), H and W even, as an H.264 yuv420p MP4; same input, same bytes."""
     import av
 
-    path = Path(path)
-    part = path.with_name(f"{path.name}.part{os.getpid()}")
+    # Not tempfile's: a folder of clips is flushed as a whole by whoever makes it whole.
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
             stream = container.add_stream("libx264", rate=fps)
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
-            stream.time_base = Fraction(1, fps)
             # One thread: with more, x264's choices (and so the bytes) depend on the machine.
-            stream.codec_context.thread_count = 1
+            stream.thread_count = 1
             stream.options = {"crf": str(crf), "preset": "fast", "threads": "1"}
-            for number, frame in enumerate(frames):
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                picture.pts = number
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode())
-        os.replace(part, path)
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,0 +1,210 @@
+"""One matrix over (method, config): every promise a method makes, on adapters that are not zero."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import randomise, tiny_vit
+
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.profile import cost, parameters
+
+T, SIZE, CLASSES = 4, 32, 7
+MATRIX = [
+    ("linear_probe", {}),
+    ("st_adapter", {}),
+    ("st_adapter", {"kernel_size": [3, 3, 3], "positions": ["before_attn", "before_mlp"]}),
+    ("st_adapter", {"positions": ["after_attn", "after_mlp"], "blocks": [1, 2]}),
+    ("aim", {}),
+    ("aim", {"num_temporal_adapters": 2, "scale": 1.0}),
+    ("zeroi2v", {}),
+    ("zeroi2v", {"head_offsets": [-1, 1, -2, 2], "scale": 0.5}),
+    ("zeroi2v", {"adapters": ["attn_in", "attn_out", "mlp_in"]}),
+    (
+        "zeroi2v",
+        {"adapters": ["attn_in_q", "attn_in_k", "attn_in_v", "attn_out", "mlp_in", "mlp_out"]},
+    ),
+    ("zeroi2v", {"channel_offsets": [[6, -1], [18, 1], [24, 0]]}),
+]
+IDS = [f"{name}-{i}" for i, (name, _) in enumerate(MATRIX)]
+every = pytest.mark.parametrize(("name", "options"), MATRIX, ids=IDS)
+
+
+def build(name: str, options: dict, nonzero: bool = True) -> VideoModel:
+    torch.manual_seed(0)
+    config = METHODS[name].Config.model_validate(options)
+    model = build_method(name, tiny_vit(), CLASSES, T, config)
+    if nonzero:
+        for parameter in model.adapter_state().values():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def clip(batch: int = 2, frames: int = T) -> torch.Tensor:
+    torch.manual_seed(3)
+    return torch.randn(batch, 3, frames, SIZE, SIZE)
+
+
+def test_every_method_is_in_the_matrix() -> None:
+    assert {name for name, _ in MATRIX} == set(METHODS)
+
+
+@every
+def test_only_the_declared_parameters_move(name: str, options: dict) -> None:
+    model = build(name, options).train()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    model(clip()).square().mean().backward()
+    optimizer.step()
+    trained = set(model.adapter_state())
+    assert {"head.weight", "head.bias"} <= trained
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key]) == (key not in trained), key
+
+
+@every
+def test_starts_blind_to_the_order_unless_heads_are_shifted(name: str, options: dict) -> None:
+    """AIM and ST-Adapter start as the image model; ZeroI2V shifts heads from step 0."""
+    model = build(name, options, nonzero=False)
+    difference = (model(clip()) - model(clip().flip(2))).abs().max().item()
+    if name == "zeroi2v":
+        assert difference > 1e-4
+    else:
+        assert difference < 1e-5
+
+
+@every
+def test_starts_with_the_features_of_the_image_model(name: str, options: dict) -> None:
+    model = build(name, options, nonzero=False)
+    if name == "zeroi2v":
+        pytest.skip("shifted heads change the features from the start")
+    frames = clip().transpose(1, 2).flatten(0, 1)
+    features = model.vit.forward_features(frames)[:, 0].unflatten(0, (-1, T))
+    if name == "st_adapter":  # its final norm follows the mean
+        x = model.vit.norm_pre(model.vit._pos_embed(model.vit.patch_embed(frames)))
+        x = model.vit.blocks(x)[:, 0].unflatten(0, (-1, T)).mean(1)
+        expected = model.head(model.vit.norm(x))
+    else:
+        expected = model.head(features.mean(1))
+    torch.testing.assert_close(model(clip()), expected, atol=1e-5, rtol=1e-5)
+
+
+@every
+def test_sees_the_order_of_frames_or_is_declared_blind(name: str, options: dict) -> None:
+    model = build(name, options)
+    difference = (model(clip()) - model(clip()[:, :, [1, 0, 3, 2]])).abs().max().item()
+    assert (difference < 1e-5) == model.order_blind
+
+
+@every
+def test_a_clip_does_not_depend_on_its_batch(name: str, options: dict) -> None:
+    model = build(name, options)
+    torch.testing.assert_close(model(clip(3))[1:2], model(clip(3)[1:2]), atol=1e-5, rtol=1e-5)
+
+
+@every
+def test_adapter_state_rebuilds_the_model(name: str, options: dict) -> None:
+    model = build(name, options)
+    other = build(name, options, nonzero=False)
+    assert not torch.equal(model(clip()), other(clip()))
+    other.load_adapter_state(model.adapter_state(), "test")
+    assert torch.equal(model(clip()), other(clip()))
+
+
+@every
+def test_adapter_state_of_another_model_is_refused(name: str, options: dict) -> None:
+    model = build(name, options)
+    state = model.adapter_state()
+    state["surprise"] = state.pop("head.bias")
+    with pytest.raises(VidpipeError, match="missing keys: head.bias; unexpected keys: surprise"):
+        model.load_adapter_state(state, "test")
+
+
+@every
+def test_merge_is_exact_idempotent_or_refused(name: str, options: dict) -> None:
+    model = build(name, options).double()
+    if model.not_mergeable is not None:
+        with pytest.raises(VidpipeError, match=f"{name} cannot be merged: "):
+            model.merge()
+        return
+    x = clip().double()
+    merged = model.merge()
+    torch.testing.assert_close(merged(x), model(x), atol=1e-10, rtol=1e-10)
+    assert not [key for key in merged.state_dict() if "adapters" in key]
+    assert parameters(merged.vit) == parameters(model.vit)
+    torch.testing.assert_close(merged.merge()(x), merged(x), atol=0, rtol=0)
+    single = model.float()
+    torch.testing.assert_close(single.merge()(clip()), single(clip()), atol=1e-5, rtol=1e-5)
+
+
+@every
+def test_merging_with_a_wrong_scale_would_be_seen(name: str, options: dict) -> None:
+    model = build(name, options)
+    if model.not_mergeable is not None:
+        pytest.skip("not mergeable")
+    expected = model(clip())
+    for module in model.modules():
+        if hasattr(module, "scale") and hasattr(module, "matrix"):
+            module.scale *= 2
+    assert (model.merge()(clip()) - expected).abs().max() > 1e-3
+
+
+@every
+def test_cost_counts_parameters(name: str, options: dict) -> None:
+    model = build(name, options)
+    counted = cost(model, SIZE)
+    assert counted.tunable == sum(t.numel() for t in model.adapter_state().values())
+    assert counted.tunable - counted.tunable_without_head == (48 + 1) * CLASSES
+    assert counted.gmacs > 0
+    if name == "zeroi2v":
+        assert counted.new_at_inference == T * 48  # the temporal embedding alone
+    if name == "linear_probe":
+        assert counted.new_at_inference == counted.tunable_without_head == 0
+
+
+@pytest.mark.parametrize("name", ["st_adapter", "linear_probe"])
+def test_methods_without_temporal_embedding_take_any_number_of_frames(name: str) -> None:
+    assert build(name, {})(clip(frames=7)).shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize("name", ["aim", "zeroi2v"])
+def test_another_number_of_frames_is_refused_by_a_temporal_embedding(name: str) -> None:
+    with pytest.raises(VidpipeError, match="clip has 7 frames"):
+        build(name, {})(clip(frames=7))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("st_adapter", {"blocks": [0, 3]}, r"blocks: \[3\] not in this backbone"),
+        ("zeroi2v", {"head_offsets": [1] * 5}, "5 offsets for 4 heads"),
+        ("zeroi2v", {"channel_offsets": [[1, 1]]}, "must add up to the width 48"),
+    ],
+)
+def test_options_that_do_not_fit_the_backbone_are_refused(
+    name: str, options: dict, message: str
+) -> None:
+    with pytest.raises(VidpipeError, match=message):
+        build(name, options)
+
+
+def test_papers_cost_on_vit_b16() -> None:
+    """ST-Adapter's 7.42 M tunable and 455 GFLOPs (3 views), ZeroI2V's 14.2 M and 422 (paper tables)."""
+    import timm
+
+    vit = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=0)
+    st = cost(METHODS["st_adapter"](vit, 400, 8, METHODS["st_adapter"].Config()), 224)
+    assert round(st.tunable / 1e6, 2) == 7.42
+    assert round(3 * st.gmacs) == 455
+    zero = cost(METHODS["zeroi2v"](vit, 400, 8, METHODS["zeroi2v"].Config()), 224)
+    assert round(zero.tunable_without_head / 1e6, 1) == 14.2
+    assert round(3 * zero.gmacs) == 422
+
+
+def test_randomise_leaves_nothing_at_zero() -> None:
+    model = build("aim", {}, nonzero=False)
+    randomise(model)
+    assert all(bool((p != 0).all()) for p in model.parameters())
