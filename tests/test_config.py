@@ -15,7 +15,7 @@ from vidpipe.errors import VidpipeError
 PARAMS = PROJECT / "params.yaml"
 
 
-def load(*overrides: str):  # noqa: ANN202
+def load(*overrides: str):
     return load_params(PARAMS, [parse_override(text) for text in overrides])
 
 

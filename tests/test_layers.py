@@ -25,11 +25,14 @@ def imported(source: str) -> set[str]:
 
 
 def test_the_check_itself_sees_nested_imports() -> None:
-    assert imported("def f():\n    from ray.train import x\n    import mlflow.pyfunc") == {"ray", "mlflow"}
+    assert imported("def f():\n    from ray.train import x\n    import mlflow.pyfunc") == {
+        "ray",
+        "mlflow",
+    }
 
 
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(PROJECT)))
-def test_library_imports_no_orchestration(path) -> None:  # noqa: ANN001
+def test_library_imports_no_orchestration(path) -> None:
     assert not imported(path.read_text(encoding="utf-8")) & FORBIDDEN
 
 

@@ -119,7 +119,7 @@ def test_adapter_state_of_another_model_is_refused(name: str, options: dict) -> 
     model = build(name, options)
     state = model.adapter_state()
     state["surprise"] = state.pop("head.bias")
-    with pytest.raises(VidpipeError, match="missing keys: head.bias; unexpected keys: surprise"):
+    with pytest.raises(VidpipeError, match=r"missing keys: head\.bias; unexpected keys: surprise"):
         model.load_adapter_state(state, "test")
 
 

@@ -30,9 +30,7 @@ def test_logits_trainable_set_and_gradients(name: str) -> None:
     assert loss.item() == pytest.approx(g["loss"], abs=1e-5)
 
     loss.backward()
-    trained = {
-        model.reference_names[n]: p for n, p in model.named_parameters() if p.requires_grad
-    }
+    trained = {model.reference_names[n]: p for n, p in model.named_parameters() if p.requires_grad}
     assert set(trained) == set(g["trainable"])
     for theirs, parameter in trained.items():
         assert parameter.numel() == g["state_dict"][theirs].numel()

@@ -1,0 +1,56 @@
+# Two commands matter: `make demo` and `make test`. Both set up everything they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+export PATH := $(BIN):$(PATH)
+# DVC and MLflow report usage over the network unless told not to.
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help setup demo test test-fast lint format lock ui clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## Create the environment from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vidpipe needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(READY)
+
+demo: $(READY) ## Run the whole pipeline on the embedded data set and show the table
+	dvc repro
+	@vidpipe report
+
+test: $(READY) ## Run the whole test suite
+	python -m pytest
+
+test-fast: $(READY) ## Run the tests that take seconds
+	python -m pytest -m "not slow"
+
+lint: $(READY) ## Ruff, its formatter and the type checker
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(READY) ## Let ruff rewrite what it can
+	ruff check --fix .
+	ruff format .
+
+lock: ## Resolve requirements.lock anew (versions and hashes, no addresses)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --upgrade --quiet --output-file requirements.lock
+
+ui: $(READY) ## Open the MLflow UI on http://127.0.0.1:5000
+	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
+
+clean: ## Remove caches and untracked run data; keeps DVC's cache and the environment
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis ray outputs build
