@@ -18,7 +18,14 @@ from vidpipe.errors import VidpipeError
 from vidpipe.video.decode import canonical_size
 from vidpipe.video.encode import encode_h264
 from vidpipe.video.extract import extract_one
-from vidpipe.video.store import FrameStore, read_decord, read_manifest, read_pyav, write_manifest
+from vidpipe.video.store import (
+    FrameStore,
+    read,
+    read_decord,
+    read_manifest,
+    read_pyav,
+    write_manifest,
+)
 
 CONFIG = ExtractConfig(short_side=32)
 
@@ -220,6 +227,12 @@ def test_a_broken_store_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "manifest.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(VidpipeError, match="not a readable Parquet file"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("width", [16, 24, 48, 72, 64, 90, 100])
+def test_widths_that_decord_refuses_are_read_all_the_same(width: int) -> None:
+    data, *_ = encode_h264(iter(moving(9, 32, width)), Fraction(25), 20, 8)
+    np.testing.assert_array_equal(read(data, [8, 0, 3]), read_pyav(data, [8, 0, 3]))
 
 
 def test_decord_and_pyav_see_the_same_pixels() -> None:

@@ -96,7 +96,10 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
             num_classes=0,
             img_size=img_size,
         )
-    except (AssertionError, TypeError, ValueError) as error:
+    except TypeError:
+        # A plain ViT takes an image size; other families do not.
+        raise VidpipeError(f"backbone.name: {name} is not a plain ViT") from None
+    except (AssertionError, ValueError) as error:
         raise VidpipeError(f"backbone: {name} at transform.size {img_size}: {error}") from error
     except Exception as error:  # the hub's client raises many kinds; all mean no weights
         raise VidpipeError(

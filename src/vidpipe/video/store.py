@@ -12,7 +12,7 @@ import io
 import logging
 import mmap
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class FrameStore:
     def _decode(self, row: Any, indices: Sequence[int]) -> NDArray[np.uint8]:
         data = self._bytes(row)
         try:
-            return _reader()(data, indices)
+            return read(data, indices)
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise VidpipeError(
@@ -172,12 +172,26 @@ def read_pyav(data: bytes, indices: Sequence[int]) -> NDArray[np.uint8]:
     return np.stack([found[index] for index in indices])
 
 
+def read(data: bytes, indices: Sequence[int]) -> NDArray[np.uint8]:
+    """Frames of one canonical clip, by decord where it can, else by PyAV: the same pixels.
+
+    decord 0.6 has no wheel for arm64, and refuses a few narrow widths (16, 24, 48 and 72 pixels:
+    it takes FFmpeg's padded rows for the picture's), so PyAV has the last word on every failure.
+    """
+    if decord_is_installed():
+        try:
+            return read_decord(data, indices)
+        except Exception:
+            logger.debug("decord failed on a clip; reading it with PyAV", exc_info=True)
+    return read_pyav(data, indices)
+
+
 @functools.cache
-def _reader() -> Callable[[bytes, Sequence[int]], NDArray[np.uint8]]:
-    """Chosen at the first read, not at import: the library imports without decord."""
+def decord_is_installed() -> bool:
+    """Asked at the first read, not at import: the library imports without decord."""
     try:
         import decord  # noqa: F401
     except ImportError:
         logger.warning("decord is not installed here: the store is read with PyAV, which is slower")
-        return read_pyav
-    return read_decord
+        return False
+    return True

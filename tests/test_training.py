@@ -1,0 +1,217 @@
+"""The loop, the checkpoint and the package, on tiny real clips."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import randomise, tiny_vit
+from safetensors.torch import load_file, save_file
+
+from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.zoo import architecture, load_backbone
+from vidpipe.config import SamplingConfig, TrainConfig, TransformConfig
+from vidpipe.errors import VidpipeError
+from vidpipe.export.package import (
+    inference_model,
+    load_package,
+    prove_parity,
+    save_package,
+)
+from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.training.checkpoint import TrainedModel, load_adapter, save_adapter
+from vidpipe.training.loop import fit, lr_factor, parameter_groups
+
+T, SIZE = 4, 32
+HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
+class Moving(torch.utils.data.Dataset):
+    """A bar that moves left or right: the class is nothing but the order of the frames."""
+
+    def __init__(self, size: int, views: bool) -> None:
+        self.size, self.views = size, views
+        self.clips = SimpleNamespace(ids=[f"clip{i}" for i in range(size)])
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, key: object) -> dict:
+        i = key[1] if isinstance(key, tuple) else key
+        video = torch.zeros(T, 3, SIZE, SIZE, dtype=torch.uint8)
+        for t in range(T):
+            x = 2 + 7 * (t if i % 2 else T - 1 - t) + (i // 2) % 4
+            video[t, :, :, x : x + 6] = 255
+        return {"video": video[None] if self.views else video, "label": i % 2, "index": i}
+
+
+def train(name: str = "st_adapter", **config: object):  # noqa: ANN201
+    torch.manual_seed(0)
+    options = {"lr": 1e-2, "head_dropout": 0.0, **({"drop_path": 0.0} if name == "aim" else {})}
+    vit = tiny_vit()
+    model = build_method(name, vit, 2, T, METHODS[name].Config.model_validate(options))
+    settings = {"epochs": 10, "batch_size": 8, "warmup_epochs": 1, "threads": 1, **config}
+    history = fit(
+        model, Moving(32, False), Moving(16, True), TrainConfig.model_validate(settings), HALF
+    )
+    return model, history
+
+
+@pytest.mark.parametrize("name", ["st_adapter", "aim", "zeroi2v"])
+def test_learns_the_direction_of_time(name: str) -> None:
+    _, history = train(name)
+    assert history[-1].train_loss < 0.5 * history[0].train_loss
+    assert history[-1].val_top1 == 1.0
+
+
+def test_linear_probe_cannot_learn_it() -> None:
+    _, history = train("linear_probe")
+    assert history[-1].val_top1 == 0.5
+
+
+def test_the_same_seed_gives_the_same_weights_and_history() -> None:
+    torch.set_num_threads(1)
+    (a, first), (b, second) = train(epochs=2), train(epochs=2)
+    assert first == second
+    for name, tensor in a.adapter_state().items():
+        assert torch.equal(tensor, b.adapter_state()[name]), name
+
+
+def test_a_loss_that_is_not_finite_names_step_and_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "vidpipe.training.loop.to_input", lambda v, *_: v.float()[:, :3] * torch.nan
+    )
+    with pytest.raises(VidpipeError, match=r"loss is nan at step 0 \(clips clip\d+, "):
+        train(epochs=2)
+
+
+def test_schedule_warms_up_and_ends_at_zero() -> None:
+    factors = [lr_factor(step, 10, 100) for step in range(100)]
+    assert max(factors) == pytest.approx(1.0)
+    assert factors[:10] == sorted(factors[:10])
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 1e-3
+    assert lr_factor(0, 0, 1) == 1.0
+
+
+def test_decay_spares_biases_and_norms() -> None:
+    model, _ = train("aim", epochs=2)
+    decayed, spared = parameter_groups(model)
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert spared["weight_decay"] == 0
+    counted = sum(p.numel() for group in (decayed, spared) for p in group["params"])
+    assert counted == sum(t.numel() for t in model.adapter_state().values())
+
+
+# -- checkpoint and package ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "vit.safetensors"
+    config = BackboneConfig(name="vit_tiny_patch16_224", weights="none")
+    vit = architecture(config, SIZE)
+    randomise(vit)
+    save_file(vit.state_dict(), path)
+    return path
+
+
+def trained_model(weights: Path, name: str) -> TrainedModel:
+    backbone = load_backbone(
+        BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)), SIZE
+    )
+    model = build_method(name, backbone.vit, 2, T, METHODS[name].Config())
+    for tensor in model.adapter_state().values():
+        tensor += 0.05 * torch.randn_like(tensor)
+    sampling = SamplingConfig(strategy="uniform", num_frames=T)
+    transform = TransformConfig(size=SIZE)
+    return TrainedModel(model.eval(), backbone, ["left", "right"], sampling, transform)
+
+
+def clips(count: int = 3) -> list[torch.Tensor]:
+    return [torch.randn(1, 3, T, SIZE, SIZE) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_checkpoint_holds_the_adapter_only_and_rebuilds_the_model(
+    tmp_path: Path, weights: Path, name: str
+) -> None:
+    trained = trained_model(weights, name)
+    save_adapter(tmp_path / "adapter", trained, {"epoch": 1})
+    stored = load_file(tmp_path / "adapter" / "adapter.safetensors")
+    assert set(stored) == set(trained.model.adapter_state())
+    again = load_adapter(tmp_path / "adapter")
+    x = clips(1)[0]
+    assert torch.equal(again.model(x), trained.model(x))
+    assert again.classes == ["left", "right"]
+    assert not list(tmp_path.glob(".*"))  # no temporary folder is left
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_package_needs_no_other_file_and_is_proven(
+    tmp_path: Path, weights: Path, name: str
+) -> None:
+    trained = trained_model(weights, name)
+    exported = inference_model(trained.model)
+    parity = prove_parity(trained.model, exported, clips(), 1e-4)
+    save_package(tmp_path / "package", trained, exported, parity)
+    weights.unlink()
+    loaded, config = load_package(tmp_path / "package")
+    for x in clips():
+        torch.testing.assert_close(loaded(x), trained.model(x), atol=1e-4, rtol=1e-4)
+    assert config["classes"] == ["left", "right"]
+    if name == "zeroi2v":
+        names = load_file(tmp_path / "package" / "model.safetensors")
+        assert not [n for n in names if "adapter" in n]
+        assert {n for n in names if not n.startswith("vit.")} == {
+            "head.weight",
+            "head.bias",
+            "temporal_embedding.weight",
+        }
+
+
+def test_a_wrong_export_is_refused(weights: Path) -> None:
+    trained = trained_model(weights, "zeroi2v")
+    exported = inference_model(trained.model)
+    with torch.no_grad():
+        exported.vit.blocks[1].mlp.fc2.bias[:20] += 0.05
+    with pytest.raises(
+        VidpipeError, match=r"exported zeroi2v model differs .* nothing was exported"
+    ):
+        prove_parity(trained.model, exported, clips(), 1e-4)
+
+
+def test_an_adapter_of_another_backbone_is_refused(tmp_path: Path, weights: Path) -> None:
+    save_adapter(tmp_path / "adapter", trained_model(weights, "aim"), {})
+    state = load_file(weights)
+    state["cls_token"] += 1
+    other = tmp_path / "other.safetensors"
+    save_file(state, other)
+    with pytest.raises(
+        VidpipeError, match=r"trained on weights \w{12}, but .*other.safetensors has"
+    ):
+        load_adapter(tmp_path / "adapter", str(other))
+
+
+def test_damaged_checkpoints_are_one_line_errors(tmp_path: Path, weights: Path) -> None:
+    folder = tmp_path / "adapter"
+    save_adapter(folder, trained_model(weights, "aim"), {})
+    tensors, config = folder / "adapter.safetensors", folder / "config.json"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(VidpipeError, match="not a readable safetensors file"):
+        load_adapter(folder)
+    tensors.write_bytes(whole)
+    card = json.loads(config.read_text())
+    config.write_text(json.dumps({**card, "version": 99}))
+    with pytest.raises(VidpipeError, match="version 99, expected"):
+        load_adapter(folder)
+    config.write_text(json.dumps({k: v for k, v in card.items() if k != "classes"}))
+    with pytest.raises(VidpipeError, match="not a complete adapter description"):
+        load_adapter(folder)
+    config.write_text("{")
+    with pytest.raises(VidpipeError, match="not valid JSON"):
+        load_adapter(folder)
