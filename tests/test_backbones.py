@@ -27,7 +27,7 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def load(path: Path, name: str = "vit_tiny_patch16_224", size: int = 32):  # noqa: ANN201
+def load(path: Path, name: str = "vit_tiny_patch16_224", size: int = 32):
     return load_backbone(BackboneConfig(name=name, weights=str(path)), size)
 
 
@@ -70,7 +70,7 @@ def test_the_position_grid_is_resized(weights: Path) -> None:
         ),
     ],
 )
-def test_weights_that_do_not_fit_are_named(weights: Path, change, message: str) -> None:  # noqa: ANN001
+def test_weights_that_do_not_fit_are_named(weights: Path, change, message: str) -> None:
     state = load_file(weights)
     change(state)
     save_file(state, weights)
@@ -86,7 +86,7 @@ def test_other_mistakes_are_one_line(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(VidpipeError, match="resnet18 is not a plain ViT"):
         load(weights, "resnet18")
     save_file(load_file(weights), weights, metadata={"activation": "quickgelu"})
-    with pytest.raises(VidpipeError, match="is for activation quickgelu, but .* has gelu"):
+    with pytest.raises(VidpipeError, match=r"is for activation quickgelu, but .* has gelu"):
         load(weights)
     save_file(load_file(weights), weights, metadata={"architecture": "vit_other"})
     with pytest.raises(VidpipeError, match="is for architecture vit_other"):

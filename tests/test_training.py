@@ -48,7 +48,7 @@ class Moving(torch.utils.data.Dataset):
         return {"video": video[None] if self.views else video, "label": i % 2, "index": i}
 
 
-def train(name: str = "st_adapter", **config: object):  # noqa: ANN201
+def train(name: str = "st_adapter", **config: object):
     torch.manual_seed(0)
     options = {"lr": 1e-2, "head_dropout": 0.0, **({"drop_path": 0.0} if name == "aim" else {})}
     vit = tiny_vit()

@@ -1,0 +1,233 @@
+"""The whole pipeline by DVC, on real clips, real Ray Train, a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PROJECT
+
+from e2e.conftest import Run, run_in
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+METHODS = ("linear_probe", "st_adapter", "aim", "zeroi2v")
+
+
+def ran(output: str) -> set[str]:
+    return set(re.findall(r"Running stage '([^']+)'", output))
+
+
+def test_every_stage_leaves_its_files_and_a_clean_tree(project: Path, run: Run) -> None:
+    for method in METHODS:
+        assert (project / "models" / method / "adapter" / "adapter.safetensors").is_file()
+        assert (project / "models" / method / "package" / "parity.json").is_file()
+        assert (project / "models" / method / "evaluation" / "confusion.png").stat().st_size > 5000
+        result = json.loads((project / "results" / method / "eval.json").read_text())
+        assert result["clips"] == 6
+        assert 0 <= result["in_pair_top1"] <= 1
+    table = (project / "results" / "report.md").read_text()
+    for heading in (
+        "top1 %",
+        "tunable M",
+        "+ head",
+        "GFLOPs/view",
+        "clips/s",
+        "new M at inference",
+    ):
+        assert heading in table
+    assert table.count("\n| ") == 1 + len(METHODS)
+    assert (project / "results" / "report" / "accuracy_against_parameters.png").is_file()
+    predictions = project / "models" / "aim" / "evaluation" / "predictions.parquet"
+    frame = pd.read_parquet(predictions)
+    np.testing.assert_allclose(frame.filter(like="p_").sum(axis=1), 1, atol=1e-5)
+    assert run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    assert run("git", "status", "--porcelain").stdout == ""
+
+
+def test_no_temporary_files_are_left(project: Path) -> None:
+    left = [
+        p for p in project.rglob(".*") if p.name.startswith((".extract", ".adapter", ".package"))
+    ]
+    assert not left
+    assert not list((project / "ray").iterdir())
+
+
+def test_a_second_repro_runs_nothing(run: Run) -> None:
+    assert ran(run("dvc", "repro").stdout) == set()
+
+
+def test_changing_the_sampling_reruns_training_but_not_extraction(run: Run) -> None:
+    run("vidpipe", "params", "--write", "--set", "sampling.num_frames=6")
+    try:
+        would = ran(run("dvc", "repro", "--dry").stdout)
+    finally:
+        run("git", "checkout", "-q", "params.yaml")
+    assert {f"train@{method}" for method in METHODS} <= would
+    assert not {"synth", "extract"} & would
+
+
+def test_changing_one_method_reruns_that_method_only(project: Path, run: Run) -> None:
+    run("vidpipe", "params", "--write", "--set", "methods.st_adapter.bottleneck_ratio=0.25")
+    done = ran(run("dvc", "repro").stdout)
+    assert done == {f"{s}@st_adapter" for s in ("train", "evaluate", "export")} | {"report"}
+    config = json.loads((project / "models/st_adapter/adapter/config.json").read_text())
+    assert config["method_config"]["bottleneck_ratio"] == 0.25
+    run("git", "checkout", "-q", ".")
+    run("dvc", "checkout", "-q")
+    assert ran(run("dvc", "repro").stdout) == set()
+
+
+def test_a_teammate_pulls_store_and_models_without_computing(
+    project: Path, run: Run, tmp_path: Path
+) -> None:
+    run("dvc", "remote", "add", "--local", "--force", "-d", "team", str(tmp_path / "remote"))
+    run("dvc", "push")
+    clone = tmp_path / "clone"
+    run_in(tmp_path, "git", "clone", "-q", str(project), str(clone))
+    run_in(clone, "dvc", "remote", "add", "--local", "-d", "team", str(tmp_path / "remote"))
+    run_in(clone, "dvc", "pull", "-q")
+    assert run_in(clone, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    assert ran(run_in(clone, "dvc", "repro").stdout) == set()
+    for name in ("data/store/shard-00000.bin", "models/zeroi2v/package/model.safetensors"):
+        assert (clone / name).read_bytes() == (project / name).read_bytes()
+    report = run_in(clone, "vidpipe", "report")
+    assert "zeroi2v" in report.stderr + report.stdout
+
+
+def test_mlflow_holds_one_finished_run_per_stage_and_method(project: Path, run: Run) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("vidpipe")
+    runs = client.search_runs([experiment.experiment_id], "tags.`vidpipe.method` = 'zeroi2v'")
+    assert sorted(r.data.tags["vidpipe.stage"] for r in runs) == ["evaluate", "export", "train"]
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    training = next(r for r in runs if r.data.tags["vidpipe.stage"] == "train")
+    assert training.data.params["method_config.head_offsets"] == "[-1, 1]"
+    assert training.data.metrics["cost.tunable"] > 0
+    assert {"git.commit", "data.sha256", "env.torch"} <= set(training.data.tags)
+    curve = client.get_metric_history(training.info.run_id, "train_loss")
+    assert [m.step for m in curve] == [1, 2]
+
+    run("vidpipe", "evaluate", "--method", "zeroi2v")  # again: the same run, nothing twice
+    run("vidpipe", "export", "--method", "zeroi2v")
+    again = client.search_runs([experiment.experiment_id], "tags.`vidpipe.method` = 'zeroi2v'")
+    assert {r.info.run_id for r in again} == {r.info.run_id for r in runs}
+    with sqlite3.connect(project / "mlflow.db") as store:
+        twice = store.execute(
+            "select run_uuid, key, step, count(*) from metrics group by 1, 2, 3 having count(*) > 1"
+        ).fetchall()
+    assert not twice
+    assert len(client.search_model_versions("name = 'vidpipe-zeroi2v'")) == 1
+    version = client.get_model_version_by_alias("vidpipe-zeroi2v", "current")
+    assert version.version == "1"
+
+
+def test_the_registered_model_answers(project: Path) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    model = mlflow.pyfunc.load_model("models:/vidpipe-zeroi2v@current")
+    shape = model.metadata.signature.inputs.inputs[0].shape
+    clips = np.random.default_rng(0).integers(0, 256, (3, *shape[1:]), dtype=np.uint8)
+    probabilities = model.predict(clips)
+    assert probabilities.shape == (3, 2)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_two_ray_workers_train_as_one_process_does(project: Path, tmp_path: Path, run: Run) -> None:
+    """Real Ray workers, DDP over gloo; the same global batches, so nearly the same curve."""
+    out = tmp_path / "two"
+    (out / "data").mkdir(parents=True)
+    shutil.copytree(project / "data" / "store", out / "data" / "store")
+    options = ("--method", "st_adapter", "--set", "train.num_workers=2", "--out", str(out))
+    run("vidpipe", "train", *options)
+    two = pd.read_csv(out / "results" / "st_adapter" / "history.csv")
+    one = pd.read_csv(project / "results" / "st_adapter" / "history.csv")
+    np.testing.assert_allclose(two.train_loss, one.train_loss, rtol=1e-4)
+    np.testing.assert_allclose(two.val_loss, one.val_loss, rtol=1e-4)
+    done = run(
+        "vidpipe", "train", *options, "--set", "train.memory_gb_per_worker=9000", check=False
+    )
+    assert done.returncode == 1
+    assert "holds 0" in done.stderr.splitlines()[-1]
+
+
+def test_damaged_videos_do_not_stop_the_run(project: Path, tmp_path: Path, run: Run) -> None:
+    root = tmp_path / "videos"
+    shutil.copytree(project / "data" / "synth", root)
+    broken = sorted(root.glob("move_left/*.mp4"))[:2]
+    broken[0].write_bytes(b"")
+    broken[1].write_bytes(broken[1].read_bytes()[:500])
+    twin = sorted(root.glob("move_right/*.mp4"))[:2]
+    twin[1].write_bytes(twin[0].read_bytes())
+    out = tmp_path / "out"
+    options = ("--data-root", str(root), "--out", str(out), "--set", "extract.max_bad_fraction=0.5")
+    run("vidpipe", "extract", *options)
+    counts = json.loads((out / "results" / "extract.json").read_text())
+    assert counts["clips"] == 21
+    assert (counts["quarantined_undecodable"], counts["quarantined_duplicate"]) == (2, 1)
+    rows = pd.read_parquet(out / "data" / "store" / "manifest.parquet")
+    assert set(rows[rows.status != "ok"].reason) == {"undecodable", "duplicate"}
+
+    before = (out / "data" / "store" / "shard-00000.bin").read_bytes()
+    strict = (*options[:-1], "extract.max_bad_fraction=0.1")
+    done = run("vidpipe", "extract", *strict, check=False)
+    assert done.returncode == 1
+    assert "3 of 24 videos are bad (undecodable 2, duplicate 1" in done.stderr.splitlines()[-1]
+    assert (out / "data" / "store" / "shard-00000.bin").read_bytes() == before
+    run("vidpipe", "extract", *options, "--set", "extract.num_workers=1")
+    assert (out / "data" / "store" / "shard-00000.bin").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("extract", "--data-root", "nowhere"), "data.root: nowhere: no such folder"),
+        (("extract", "--set", "data.classes=[move_left,move_rihgt]"), "nearest is move_rihgt"),
+        (("extract", "--set", "data.annotations=none.csv"), "none.csv: no such file"),
+        (("train", "--method", "st_adaptor"), "nearest is st_adapter"),
+        (("train", "--method", "aim", "--set", "backbone.weights=no.safetensors"), "no such file"),
+        (("train", "--method", "aim", "--out", "elsewhere"), "run `vidpipe extract` first"),
+        (("train", "--method", "aim", "--set", "train.memory_gb_per_worker=9000"), "GB free"),
+        (("evaluate", "--method", "aim", "--out", "elsewhere"), "config.json: no such file"),
+        (("report", "--out", "elsewhere"), "nothing evaluated yet"),
+        (("params", "--recipe", "kinetics"), "no such recipe"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_1(
+    run: Run, command: tuple[str, ...], message: str
+) -> None:
+    done = run("vidpipe", *command, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not (PROJECT / "../shared/weights").is_dir(), reason="../shared is not here")
+def test_real_clips_and_real_weights_by_a_recipe(run: Run, tmp_path: Path) -> None:
+    """Weizmann with DINOv2 ViT-S/14, unchanged code: one short epoch of the linear probe."""
+    shared = (PROJECT / ".." / "shared").resolve()
+    out = tmp_path / "weizmann"
+    run(
+        *("vidpipe", "run", "--recipe", "weizmann", "--methods", "linear_probe"),
+        *("--data-root", str(shared / "data" / "weizmann9"), "--out", str(out)),
+        *(
+            "--set",
+            f"backbone.weights={shared / 'weights' / 'vit_small_patch14_dinov2.safetensors'}",
+        ),
+        *("--set", "transform.size=56", "--set", "evaluate.temporal_clips=1"),
+        *("--set", "train.epochs=1", "--set", "train.warmup_epochs=0.5"),
+    )
+    counts = json.loads((out / "results" / "extract.json").read_text())
+    assert counts["clips"] == 139
+    assert counts["quarantined"] == 0
+    result = json.loads((out / "results" / "linear_probe" / "eval.json").read_text())
+    assert result["clips"] == 27
