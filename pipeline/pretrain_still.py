@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import timm
@@ -150,7 +151,7 @@ def loss_of(vit: VisionTransformer, heads: Heads, batch: Stills) -> Tensor:
     final, tokens = vit.forward_intermediates(
         x, return_prefix_tokens=True, output_fmt="NLC", norm=False
     )
-    streams = [torch.cat([prefix, patches], dim=1) for patches, prefix in tokens]
+    streams = [torch.cat([prefix, patches], dim=1) for patches, prefix in cast(Any, tokens)]
     cls, patches = heads(streams, final)
     total = x.new_zeros(())
     for depth, out in cls.items():
@@ -207,11 +208,11 @@ def main() -> None:
     vit = timm.create_model(still.ARCHITECTURE)
     assert isinstance(vit, VisionTransformer)
     heads = Heads(vit.embed_dim, len(vit.blocks))
-    parameters = [*vit.parameters(), *heads.parameters()]
-    decay = [p for p in parameters if p.ndim >= 2]
-    plain = [p for p in parameters if p.ndim < 2]
+    parameters: list[nn.Parameter] = [*vit.parameters(), *heads.parameters()]
+    decay: list[Tensor] = [p for p in parameters if p.ndim >= 2]
+    plain: list[Tensor] = [p for p in parameters if p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decay}, {"params": plain, "weight_decay": 0.0}],
+        cast(Any, [{"params": decay}, {"params": plain, "weight_decay": 0.0}]),
         lr=args.lr,
         weight_decay=args.weight_decay,
         betas=(0.9, 0.98),

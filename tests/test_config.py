@@ -33,7 +33,7 @@ def test_shipped_params_are_valid_and_name_every_method_of_the_pipeline() -> Non
         ("train.epoch=3", "train.epoch: unknown key; nearest is epochs"),
         ("trian.epochs=3", "trian: unknown key; nearest is train"),
         ("train.epochs=many", "train.epochs: Input should be a valid integer.*got 'many'"),
-        ("train.epochs=1", "train: warmup_epochs 2 must be less than epochs 1"),
+        ("train.epochs=1", "train: warmup_epochs 4 must be less than epochs 1"),
         ("methods.st_adaptor.lr=1", "methods.st_adaptor: no such method; nearest is st_adapter"),
         (
             "methods.st_adapter.bottleneck=1",
@@ -41,7 +41,7 @@ def test_shipped_params_are_valid_and_name_every_method_of_the_pipeline() -> Non
         ),
         ("methods.st_adapter.kernel_size=[2,1,1]", "kernel_size: expected three odd sizes"),
         ("evaluate.temporal_clips=3", "temporal_clips > 1 needs sampling.strategy dense"),
-        ("train.num_workers=3", "train.batch_size 16 .*num_workers 3"),
+        ("train.num_workers=3", "train.batch_size 32 .*num_workers 3"),
         ("sampling.strategy=random", "sampling.strategy: .*'uniform' or 'dense'.*'random'"),
         ("synth.pairs=[sideways]", "synth.pairs.0: .*got 'sideways'"),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from timm.models import (
     VisionTransformer,
@@ -57,7 +57,7 @@ def vit_still_patch12_48(pretrained: bool = False, **kwargs: Any) -> VisionTrans
         "num_heads": 6,
         "norm_layer": partial(nn.LayerNorm, eps=1e-6),
     }
-    model = build_model_with_cfg(
+    model: VisionTransformer = build_model_with_cfg(
         VisionTransformer,
         ARCHITECTURE,
         pretrained,
@@ -65,4 +65,4 @@ def vit_still_patch12_48(pretrained: bool = False, **kwargs: Any) -> VisionTrans
         feature_cfg={"out_indices": 3, "feature_cls": "getter"},
         **(model_args | kwargs),
     )
-    return cast(VisionTransformer, model)
+    return model

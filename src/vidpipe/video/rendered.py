@@ -179,7 +179,8 @@ def coverage(
     x, y = cos * dx + sin * dy, cos * dy - sin * dx
     per_pixel = radius * np.float32(short / blur)
     cover = np.clip(0.5 - _distance(shape, x, y) * per_pixel, 0, 1)
-    return cover, cover * np.clip(0.5 - (y - np.float32(CAP)) * per_pixel, 0, 1)
+    cap = cover * np.clip(0.5 - (y - np.float32(CAP)) * per_pixel, 0, 1)
+    return cover.astype(np.float32), cap.astype(np.float32)
 
 
 def backdrop(look: Look, height: int, width: int) -> Array:
