@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 from rich.table import Table
 
-from pipeline.console import console
 from pipeline.workspace import Workspace
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, write_text
@@ -100,5 +101,5 @@ def _print(table: pd.DataFrame) -> None:
         shown.add_column(COLUMNS[column], justify="left" if column == "method" else "right")
     for row in _cells(table):
         shown.add_row(*row)
-    # A log file has no width; eighty columns would cut the headings.
-    console.print(shown, width=console.width if console.is_terminal else 120)
+    # A result, so on standard output; a log file has no width, and eighty columns would cut it.
+    Console(width=None if sys.stdout.isatty() else 130).print(shown)
