@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from vidpipe.errors import VidpipeError
 from vidpipe.interop import build_from_reference
@@ -65,3 +66,39 @@ def test_a_scale_is_never_guessed() -> None:
     meta = {k: v for k, v in g["meta"].items() if k != "adapter_scale"}
     with pytest.raises(VidpipeError, match=r"meta\.adapter_scale is missing"):
         build_from_reference(g["state_dict"], meta)
+
+
+@pytest.mark.parametrize("name", ["aim_in21k", "aim_ssv2", "zeroi2v_long", "zeroi2v_qkv6"])
+def test_every_released_vit_layout_is_read(name: str) -> None:
+    """Names and shapes of the layouts that have no golden numbers; the values are random."""
+    layout = yaml.safe_load((GOLDEN / "layouts.yaml").read_text())[name]
+    meta = layout["meta"]
+    depth = meta.get("layers", meta.get("depth"))
+    torch.manual_seed(0)
+    state = {}
+    for key, shape in layout["keys"].items():
+        for index in range(depth) if "blocks.0." in key else [0]:
+            state[key.replace("blocks.0.", f"blocks.{index}.")] = 0.2 * torch.randn(shape)
+    model = build_from_reference(state, meta)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert len(trained) == layout["trainable_count"]
+    side = meta.get("input_resolution", meta.get("img_size"))
+    clip = torch.randn(2, 3, meta["num_frames"], side, side)
+    assert model(clip).shape == (2, meta["num_classes"])
+    reordered = model(clip.flip(2))
+    assert not torch.allclose(model(clip), reordered)
+    if name.startswith("zeroi2v"):
+        torch.testing.assert_close(model.merge()(clip), model(clip), atol=1e-4, rtol=1e-4)
+
+
+def test_channel_groups_of_the_long_class() -> None:
+    from vidpipe.interop.reference import _channel_offsets
+
+    stdha = {"shift1_div": 16, "shift2_div": 16, "shift3_div": 16, "shift3_right": False}
+    groups = _channel_offsets(64, stdha)
+    assert groups == ((4, -1), (4, 1), (4, -2), (4, 2), (4, -3), (44, 0))
+    assert _channel_offsets(48, {"shift_div": 4}) == ((12, -1), (12, 1), (24, 0))
+    assert _channel_offsets(48, {"shift_div": 8, "long_shift_div": 16}) == (
+        *((6, -1), (6, 1), (3, -2)),
+        (33, 0),
+    )
