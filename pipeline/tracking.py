@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,6 +103,8 @@ class TrackedRun:
         if self.client.get_run(self.run_id).data.tags.get(tag) == package_hash:
             return self._alias(name, export)
         mlflow.set_tracking_uri(self.uri)
+        # MLflow asks for type hints in place of the signature that it has been given.
+        warnings.filterwarnings("ignore", message=".*[Tt]ype hint", category=UserWarning)
         with mlflow.start_run(run_id=self.run_id):
             mlflow.pyfunc.log_model(
                 name="model",
@@ -109,9 +112,7 @@ class TrackedRun:
                 artifacts={"package": str(package)},
                 code_paths=[str(Path(vidpipe.__file__).parent)],
                 signature=ModelSignature(
-                    inputs=Schema(
-                        [TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]), "video")]
-                    ),
+                    inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))]),
                     outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
                 ),
                 input_example=example,

@@ -41,7 +41,7 @@ class SynthConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pairs: tuple[Pair, ...] = Field(("horizontal", "vertical", "scale", "rotation"), min_length=1)
-    clips_per_class: int = Field(40, ge=2)
+    clips_per_class: int = Field(52, ge=2)
     val_fraction: float = Field(0.25, gt=0, lt=1)
     duration_s: tuple[float, float] = (1.0, 2.5)
     fps: int = Field(16, ge=2, le=120)
