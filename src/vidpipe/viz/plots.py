@@ -58,10 +58,13 @@ def plot_accuracy_against_parameters(table: pd.DataFrame, path: Path) -> None:
             label=f"{row['method']} ({row['gflops']:.3g} GFLOPs)",
             zorder=3,
         )
-    # A linear probe has no tunable parameter but its head: zero must have a place on the axis.
+    # A linear probe has no tunable parameter but its head: zero must have a place on the axis, so
+    # methods that differ by orders of magnitude get an axis that is linear up to the smallest.
     positive = table.tunable_m[table.tunable_m > 0]
-    axes.set_xscale("symlog", linthresh=float(positive.min()) if len(positive) else 1.0)
-    axes.set_xlim(left=-0.15 * (float(positive.min()) if len(positive) else 1.0))
+    if len(positive) and positive.max() > 30 * positive.min():
+        axes.set_xscale("symlog", linthresh=float(positive.min()))
+        axes.set_xlim(left=-0.3 * float(positive.min()))
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(0, 104)
     axes.grid(True, color="0.88", zorder=0)
     axes.set(
