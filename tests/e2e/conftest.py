@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
 
 def run_in(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=560
+        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=1500
     )
     if check:
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"

@@ -16,7 +16,7 @@ from e2e.conftest import environment
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(
         "REQUIRE_BROWSER" not in os.environ
         and not (shutil.which("chromium") and shutil.which("chromedriver")),

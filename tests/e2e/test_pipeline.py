@@ -15,7 +15,7 @@ from conftest import PROJECT
 
 from e2e.conftest import Run, run_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 METHODS = ("linear_probe", "st_adapter", "aim", "zeroi2v")
 
