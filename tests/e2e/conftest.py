@@ -22,6 +22,7 @@ TINY = [
     "train.warmup_epochs=1",
     "train.eval_every=1",
     "train.batch_size=4",
+    "train.threads=1",
     "train.memory_gb_per_worker=0.5",
     "export.parity_clips=4",
 ]

@@ -10,6 +10,13 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+# x264's lookahead reads memory it never wrote at the edges of small pictures, so with it the same
+# frames give other bytes from one call to the next. All that draws on it is off.
+REPRODUCIBLE = {
+    "threads": "1",
+    "x264-params": "mbtree=0:rc-lookahead=0:b-adapt=0:scenecut=0:weightp=0",
+}
+
 
 def encode_h264(
     frames: Iterable[NDArray[np.uint8]], fps: Fraction, crf: int, gop: int
@@ -35,7 +42,7 @@ def encode_h264(
                     "preset": "veryfast",
                     "g": str(gop),
                     "bf": "0",
-                    "sc_threshold": "0",
+                    **REPRODUCIBLE,
                 }
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
             count += 1

@@ -301,6 +301,8 @@ def write_clip(path: Path, frames: NDArray[np.uint8], fps: int, crf: int) -> Non
     """Write frames (T, H, W, 3), H and W even, as an H.264 yuv420p MP4; same input, same bytes."""
     import av
 
+    from vidpipe.video.encode import REPRODUCIBLE
+
     # Not tempfile's: a folder of clips is flushed as a whole by whoever makes it whole.
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -310,7 +312,7 @@ def write_clip(path: Path, frames: NDArray[np.uint8], fps: int, crf: int) -> Non
             stream.pix_fmt = "yuv420p"
             # One thread: with more, x264's choices (and so the bytes) depend on the machine.
             stream.thread_count = 1
-            stream.options = {"crf": str(crf), "preset": "fast", "threads": "1"}
+            stream.options = {"crf": str(crf), "preset": "fast", **REPRODUCIBLE}
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode(None))
