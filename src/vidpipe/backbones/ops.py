@@ -38,8 +38,8 @@ def to_space(x: Tensor, num_tokens: int) -> Tensor:
     return x.view(bn // num_tokens, num_tokens, t, d).transpose(1, 2).reshape(-1, num_tokens, d)
 
 
-def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over projected q, k, v, each (B*T, N, D), up to and including the output projection."""
+def attend_heads(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over projected q, k, v, each (B*T, N, D), heads joined, before the output projection."""
 
     def heads(x: Tensor) -> Tensor:
         return x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
@@ -47,7 +47,12 @@ def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     out = F.scaled_dot_product_attention(
         attn.q_norm(heads(q)), attn.k_norm(heads(k)), heads(v), scale=attn.scale
     )
-    return cast(Tensor, attn.proj(attn.norm(out.transpose(1, 2).flatten(2))))
+    return cast(Tensor, attn.norm(out.transpose(1, 2).flatten(2)))
+
+
+def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attend_heads`, and the output projection."""
+    return cast(Tensor, attn.proj(attend_heads(attn, q, k, v)))
 
 
 def blocks_of(vit: VisionTransformer) -> list[Block]:

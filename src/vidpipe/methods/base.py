@@ -27,9 +27,9 @@ class VideoModel(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
-    order_blind: ClassVar[bool] = False
-    """True when permuting the frames cannot change the logits."""
-    not_mergeable: ClassVar[str | None] = "it has parts that are not linear"
+    order_blind: bool = False
+    """True when permuting the frames cannot change the logits. Options may decide it."""
+    not_mergeable: str | None = "it has parts that are not linear"
     """Why the adapters cannot be folded into the backbone; None when they can."""
     head_init_std: ClassVar[float] = 0.01
 
@@ -62,7 +62,12 @@ class VideoModel(nn.Module):
 
     def merge(self) -> VideoModel:
         """A new model of the same method without adapters and with equal logits (eval mode)."""
-        raise VidpipeError(f"{self.name} cannot be merged: {self.not_mergeable}")
+        self.refuse_merge()
+        raise NotImplementedError(f"{self.name} says it can be merged, and has no merge()")
+
+    def refuse_merge(self) -> None:
+        if self.not_mergeable is not None:
+            raise VidpipeError(f"{self.name} cannot be merged: {self.not_mergeable}")
 
     # -- what is common ---------------------------------------------------------------------
 

@@ -14,14 +14,12 @@ from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
-from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import attend, embed, overwrite_linear, shift_frames
-from vidpipe.errors import VidpipeError
-from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+from vidpipe.backbones.ops import overwrite_linear
+from vidpipe.methods.stdha import STDHA, STDHAConfig
 
 AdapterName = Literal[
     "attn_in", "attn_in_q", "attn_in_k", "attn_in_v", "attn_out", "mlp_in", "mlp_out"
@@ -29,7 +27,7 @@ AdapterName = Literal[
 QKV: tuple[AdapterName, ...] = ("attn_in_q", "attn_in_k", "attn_in_v")
 
 
-class ZeroI2VConfig(MethodConfig):
+class ZeroI2VConfig(STDHAConfig):
     bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
     scale: float = Field(1.0, description="weight s of every adapter")
     adapter_dropout: float = Field(0.0, ge=0, lt=1)
@@ -37,12 +35,8 @@ class ZeroI2VConfig(MethodConfig):
         ("attn_in", "attn_out", "mlp_in", "mlp_out"),
         description="4 for K400, 3 without mlp_out, 6 with attn_in_q/k/v for attn_in; [] is merged",
     )
-    head_offsets: tuple[int, ...] | None = Field(
-        None,
-        description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]",
-    )
-    channel_offsets: tuple[tuple[int, int], ...] | None = Field(
-        None, description="(channels, dt) groups covering the width, in place of head_offsets"
+    activation: Literal["none", "gelu"] = Field(
+        "none", description="gelu is Table 2's rival: it learns as well and cannot be merged"
     )
 
     @field_validator("adapters")
@@ -56,9 +50,12 @@ class ZeroI2VConfig(MethodConfig):
 class LinearAdapter(nn.Module):
     """`x + s * (W2 (dropout(W1 x + b1)) + b2)`; W2 and b2 start at zero."""
 
-    def __init__(self, width: int, bottleneck: int, scale: float, dropout: float) -> None:
+    def __init__(
+        self, width: int, bottleneck: int, scale: float, dropout: float, activation: str = "none"
+    ) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, bottleneck)
+        self.act = nn.GELU() if activation == "gelu" else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(bottleneck, width)
         self.scale = scale
@@ -68,7 +65,7 @@ class LinearAdapter(nn.Module):
         nn.init.zeros_(self.fc2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, x + self.scale * self.fc2(self.dropout(self.fc1(x))))
+        return cast(Tensor, x + self.scale * self.fc2(self.dropout(self.act(self.fc1(x)))))
 
     def matrix(self) -> tuple[Tensor, Tensor]:
         """The adapter as `W x + b`, in fp64: W = I + s W2 W1, b = s (W2 b1 + b2)."""
@@ -80,68 +77,36 @@ class LinearAdapter(nn.Module):
         return eye + self.scale * (w2 @ w1), self.scale * (w2 @ b1 + b2)
 
 
-class ZeroI2V(VideoModel):
+class ZeroI2V(STDHA):
     name = "zeroi2v"
     Config = ZeroI2VConfig
     config: ZeroI2VConfig
-    not_mergeable = None
 
     def __init__(
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: ZeroI2VConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
+        if config.activation != "none" and config.adapters:
+            self.not_mergeable = "its adapters have a GELU"
         bottleneck = round(self.width * config.bottleneck_ratio)
-        self.offsets = self._channel_groups(config)
+        options = (config.scale, config.adapter_dropout, config.activation)
         self.adapters = nn.ModuleList(
             nn.ModuleDict(
-                {
-                    name: LinearAdapter(
-                        self.width, bottleneck, config.scale, config.adapter_dropout
-                    )
-                    for name in config.adapters
-                }
+                {name: LinearAdapter(self.width, bottleneck, *options) for name in config.adapters}
             )
             for _ in self.blocks
         )
-        self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
         self.declare(self.adapters, self.temporal_embedding, self.vit.norm)
-
-    def _channel_groups(self, config: ZeroI2VConfig) -> tuple[tuple[int, int], ...]:
-        if config.channel_offsets is not None:
-            if config.head_offsets is not None:
-                raise VidpipeError(
-                    "methods.zeroi2v: head_offsets and channel_offsets are both set; keep one"
-                )
-            if sum(c for c, _ in config.channel_offsets) != self.width:
-                raise VidpipeError(
-                    f"methods.zeroi2v.channel_offsets: groups must add up to the width {self.width}"
-                )
-            return config.channel_offsets
-        heads: int = cast(Any, self.blocks[0].attn).num_heads
-        given = (-1, 1) if config.head_offsets is None else config.head_offsets
-        if len(given) > heads:
-            raise VidpipeError(
-                f"methods.zeroi2v.head_offsets: {len(given)} offsets for {heads} heads"
-            )
-        rest = heads - len(given)
-        head_width = self.width // heads
-        groups = [(head_width, dt) for dt in given]
-        return (*groups, (rest * head_width, 0)) if rest else tuple(groups)
-
-    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
-        x = self.temporal_embedding(embed(self.vit, frames), num_frames)
-        return cast(Tensor, self.vit.norm_pre(x))
 
     def _adapt(self, index: int, name: AdapterName, x: Tensor) -> Tensor:
         adapters = cast(nn.ModuleDict, self.adapters[index])
         return cast(Tensor, adapters[name](x)) if name in adapters else x
 
-    def _qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = cast(nn.Linear, cast(Any, block.attn).qkv)
+    def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self._adapt(index, "attn_in", x)
         if not set(QKV) & set(self.config.adapters):
-            q, k, v = qkv(x).chunk(3, dim=-1)
-            return q, k, v
+            return super().qkv(index, block, x)
+        qkv = cast(nn.Linear, cast(Any, block.attn).qkv)
         biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
         q, k, v = (
             nn.functional.linear(self._adapt(index, name, x), weight, bias)
@@ -149,14 +114,12 @@ class ZeroI2V(VideoModel):
         )
         return q, k, v
 
-    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        attn = cast(Attention, block.attn)
-        q, k, v = self._qkv(index, block, block.norm1(x))
-        k = shift_frames(k, num_frames, self.offsets)
-        v = shift_frames(v, num_frames, self.offsets)
-        x = x + block.ls1(self._adapt(index, "attn_out", attend(attn, q, k, v)))
-        hidden = block.mlp(self._adapt(index, "mlp_in", block.norm2(x)))
-        return x + block.ls2(self._adapt(index, "mlp_out", hidden))
+    def out(self, index: int, block: Block, x: Tensor) -> Tensor:
+        return self._adapt(index, "attn_out", super().out(index, block, x))
+
+    def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
+        hidden = super().mlp(index, block, self._adapt(index, "mlp_in", x))
+        return self._adapt(index, "mlp_out", hidden)
 
     @torch.no_grad()
     def merge(self) -> ZeroI2V:
@@ -165,12 +128,11 @@ class ZeroI2V(VideoModel):
         The result is the plain ViT with `adapters: []`: same offsets, temporal embedding, final norm
         and head, no new weight in any block. Merging it again returns an equal model.
         """
+        self.refuse_merge()
         config = self.config.model_copy(update={"adapters": ()})
         classes = self.head.out_features
         merged = ZeroI2V(copy.deepcopy(self.vit), classes, self.num_frames, config)
-        merged.head.load_state_dict(self.head.state_dict())
-        merged.temporal_embedding.load_state_dict(self.temporal_embedding.state_dict())
-        merged.to(self.head.weight)
+        self.copy_rest(merged)
         for block, adapters in zip(merged.blocks, self.adapters, strict=True):
             by_name = cast(nn.ModuleDict, adapters)
             attn, mlp = cast(Any, block.attn), cast(Any, block.mlp)
@@ -182,7 +144,7 @@ class ZeroI2V(VideoModel):
                 _fold_before(mlp.fc1, [by_name["mlp_in"]])
             if "mlp_out" in by_name:
                 _fold_after(mlp.fc2, by_name["mlp_out"])
-        return merged.train(self.training)  # type: ignore[return-value]
+        return cast(ZeroI2V, merged.train(self.training))
 
 
 def _fold_before(layer: nn.Linear, adapters: list[nn.Module | None]) -> None:

@@ -1,0 +1,153 @@
+"""Spatial-temporal dual-headed attention (ZeroI2V, section 3.2) and the shifts it is compared with.
+
+The keys and values of some heads come from frame t + dt, at no cost in parameters or FLOPs. Table 1a
+compares what is shifted (the class token; Q, K and V; K and V) and in which units: whole heads
+("head relocation"), or a part of every head's channels ("shift"). The paper does not define the
+rivals in more detail; half of a shifted part comes from t - 1 and half from t + 1, as in TSM.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field
+from timm.layers import Attention
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.backbones.ops import attend_heads, embed, shift_frames
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+
+Groups = tuple[tuple[int, int], ...]
+"""((channels, dt), ...) covering the width."""
+
+
+class STDHAConfig(MethodConfig):
+    head_offsets: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = Field(
+        None,
+        description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]; "
+        "a list of lists gives each block (ViT) or stage (Swin) its own",
+    )
+    channel_offsets: tuple[tuple[int, int], ...] | None = Field(
+        None, description="(channels, dt) groups covering the width, in place of head_offsets"
+    )
+    shift_ratio: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="part of every head's channels to shift, in place of whole heads (Table 1a)",
+    )
+    shifted: Literal["kv", "qkv", "cls"] = Field(
+        "kv", description="what comes from other frames: K and V, also Q, or only the class token"
+    )
+
+
+class STDHA(VideoModel):
+    """A frozen ViT with shifted heads and a temporal embedding; subclasses add what is trained."""
+
+    config: STDHAConfig
+    not_mergeable = None
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: STDHAConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        if config.shifted == "cls" and vit.cls_token is None:
+            raise VidpipeError(f"methods.{self.name}.shifted: cls, but the backbone has no class token")
+        heads: int = cast(Any, self.blocks[0].attn).num_heads
+        self.offsets = channel_groups(config, self.name, self.width, heads, len(self.blocks))
+        self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
+
+    # -- what a subclass overrides ----------------------------------------------------------
+
+    def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = cast(Any, block.attn).qkv(x).chunk(3, dim=-1)
+        return q, k, v
+
+    def out(self, index: int, block: Block, x: Tensor) -> Tensor:
+        return cast(Tensor, cast(Any, block.attn).proj(x))
+
+    def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
+        return cast(Tensor, block.mlp(x))
+
+    # -- what is common ---------------------------------------------------------------------
+
+    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
+        x = self.temporal_embedding(embed(self.vit, frames), num_frames)
+        return cast(Tensor, self.vit.norm_pre(x))
+
+    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        groups, shifted = self.offsets[index], self.config.shifted
+        n = block.norm1(x)
+        if shifted == "cls":
+            n = torch.cat([shift_frames(n[:, :1], num_frames, groups), n[:, 1:]], dim=1)
+        q, k, v = self.qkv(index, block, n)
+        if shifted != "cls":
+            k = shift_frames(k, num_frames, groups)
+            v = shift_frames(v, num_frames, groups)
+        if shifted == "qkv":
+            q = shift_frames(q, num_frames, groups)
+        heads = attend_heads(cast(Attention, block.attn), q, k, v)
+        x = x + block.ls1(self.out(index, block, heads))
+        return x + block.ls2(self.mlp(index, block, block.norm2(x)))
+
+    def copy_rest(self, merged: STDHA) -> None:
+        """Give `merged` what merging leaves as it is: head, temporal embedding, dtype, device."""
+        merged.head.load_state_dict(self.head.state_dict())
+        merged.temporal_embedding.load_state_dict(self.temporal_embedding.state_dict())
+        merged.to(self.head.weight)
+
+
+def channel_groups(
+    config: STDHAConfig, method: str, width: int, heads: int, depth: int
+) -> list[Groups]:
+    """The groups of each of `depth` blocks of one width, from whichever option is set."""
+    options = ("head_offsets", "channel_offsets", "shift_ratio")
+    given = [name for name in options if getattr(config, name) is not None]
+    if len(given) > 1:
+        raise VidpipeError(f"methods.{method}: {' and '.join(given)} are both set; keep one")
+    if config.channel_offsets is not None:
+        if sum(c for c, _ in config.channel_offsets) != width:
+            raise VidpipeError(
+                f"methods.{method}.channel_offsets: groups must add up to the width {width}"
+            )
+        return [config.channel_offsets] * depth
+    head_width = width // heads
+    if config.shift_ratio is not None:
+        part = round(head_width * config.shift_ratio / 2)
+        if part == 0:
+            raise VidpipeError(
+                f"methods.{method}.shift_ratio: {config.shift_ratio:g} of a head's {head_width} "
+                "channels is less than a channel each way"
+            )
+        return [((part, -1), (part, 1), (head_width - 2 * part, 0)) * heads] * depth
+    offsets = (-1, 1) if config.head_offsets is None else config.head_offsets
+    if not offsets or isinstance(offsets[0], int):
+        offsets = (cast(tuple[int, ...], offsets),) * depth
+    per_block = cast(tuple[tuple[int, ...], ...], offsets)
+    if len(per_block) != depth:
+        raise VidpipeError(
+            f"methods.{method}.head_offsets: {len(per_block)} lists, expected one for each of "
+            f"{depth} blocks"
+        )
+    return [_head_groups(own, method, width, heads) for own in per_block]
+
+
+def _head_groups(offsets: tuple[int, ...], method: str, width: int, heads: int) -> Groups:
+    if len(offsets) > heads:
+        raise VidpipeError(
+            f"methods.{method}.head_offsets: {len(offsets)} offsets for {heads} heads"
+        )
+    head_width = width // heads
+    groups = tuple((head_width, dt) for dt in offsets)
+    rest = width - len(offsets) * head_width
+    return (*groups, (rest, 0)) if rest else groups
+
+
+def add_to_linear(layer: nn.Linear, update: Tensor) -> None:
+    """layer.weight += update, composed in fp64 and kept in the layer's dtype."""
+    weight = layer.weight.double() + update.double()
+    layer.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
