@@ -30,6 +30,13 @@ class AIMConfig(MethodConfig):
         1, description="2 adds an adapter before the temporal attention (SSv2)"
     )
     drop_path: float = Field(0.2, ge=0, lt=1, description="last block's rate; linear from 0")
+    temporal: bool = Field(
+        True, description="false: spatial adaptation only (Table 1), order-blind"
+    )
+    joint: bool = Field(True, description="false: no MLP adapter (Table 1)")
+    blocks: tuple[int, ...] | None = Field(
+        None, description="adapted blocks; null means all (Table 7)"
+    )
 
 
 class Adapter(nn.Module):
@@ -55,14 +62,14 @@ class BlockAdapters(nn.Module):
     def __init__(self, width: int, config: AIMConfig, drop_path: float) -> None:
         super().__init__()
         bottleneck = round(width * config.bottleneck_ratio)
-        self.temporal_in = (
-            Adapter(width, bottleneck, skip=True)
-            if config.num_temporal_adapters == 2
-            else nn.Identity()
-        )
-        self.temporal = Adapter(width, bottleneck, skip=False)
+        self.temporal_in: nn.Module = nn.Identity()
+        if config.temporal:
+            if config.num_temporal_adapters == 2:
+                self.temporal_in = Adapter(width, bottleneck, skip=True)
+            self.temporal = Adapter(width, bottleneck, skip=False)
         self.spatial = Adapter(width, bottleneck, skip=True)
-        self.mlp = Adapter(width, bottleneck, skip=False)
+        if config.joint:
+            self.mlp = Adapter(width, bottleneck, skip=False)
         self.drop_path = DropPath(drop_path)
 
 
@@ -76,22 +83,38 @@ class AIM(VideoModel):
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: AIMConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
+        self.order_blind = not config.temporal
         rates = torch.linspace(0, config.drop_path, len(self.blocks)).tolist()
-        self.adapters = nn.ModuleList(BlockAdapters(self.width, config, rate) for rate in rates)
-        self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
-        self.declare(self.adapters, self.temporal_embedding, self.vit.norm)
+        self.adapters = nn.ModuleDict(
+            {
+                str(index): BlockAdapters(self.width, config, rates[index])
+                for index in self.chosen_blocks(config.blocks)
+            }
+        )
+        trained: list[nn.Module] = [self.adapters, self.vit.norm]
+        if config.temporal:
+            self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
+            trained.append(self.temporal_embedding)
+        self.declare(*trained)
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
-        x = self.temporal_embedding(embed(self.vit, frames), num_frames)
+        x = embed(self.vit, frames)
+        if self.config.temporal:
+            x = self.temporal_embedding(x, num_frames)
         return cast(Tensor, self.vit.norm_pre(x))
 
     def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        adapters = cast(BlockAdapters, self.adapters[index])
-        tokens = x.shape[1]
-        t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
-        t = adapters.temporal(block.ls1(block.attn(t)))
-        x = x + adapters.drop_path(to_space(t, tokens))
+        if str(index) not in self.adapters:
+            return super().block(index, block, x, num_frames)
+        adapters = cast(BlockAdapters, self.adapters[str(index)])
+        if self.config.temporal:
+            tokens = x.shape[1]
+            t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
+            t = adapters.temporal(block.ls1(block.attn(t)))
+            x = x + adapters.drop_path(to_space(t, tokens))
         x = x + adapters.spatial(block.ls1(block.attn(block.norm1(x))))
         n = block.norm2(x)
-        joint = adapters.drop_path(self.config.scale * adapters.mlp(n))
-        return x + block.ls2(block.mlp(n)) + joint
+        y = x + block.ls2(block.mlp(n))
+        if self.config.joint:
+            y = y + adapters.drop_path(self.config.scale * adapters.mlp(n))
+        return cast(Tensor, y)

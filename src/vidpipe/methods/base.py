@@ -86,6 +86,17 @@ class VideoModel(nn.Module):
     def blocks(self) -> list[Block]:
         return blocks_of(self.vit)
 
+    def chosen_blocks(self, blocks: tuple[int, ...] | None) -> tuple[int, ...]:
+        """The option `blocks` (None: all), checked against this backbone's depth."""
+        depth = len(self.blocks)
+        chosen = tuple(range(depth)) if blocks is None else blocks
+        if wrong := [index for index in chosen if not 0 <= index < depth]:
+            raise VidpipeError(
+                f"methods.{self.name}.blocks: {wrong} not in this backbone, whose blocks are "
+                f"0..{depth - 1}"
+            )
+        return chosen
+
     def declare(self, *trained: nn.Module | nn.Parameter) -> None:
         """Unfreeze exactly these parts, and the head; a subclass calls it once, at the end of init."""
         self.requires_grad_(False)

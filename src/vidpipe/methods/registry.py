@@ -1,4 +1,4 @@
-"""The registry: one file a method, one import line here."""
+"""The registry: one line a method, and one import of its file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ from timm.models import VisionTransformer
 
 from vidpipe.methods.aim import AIM
 from vidpipe.methods.base import MethodConfig, VideoModel
+from vidpipe.methods.finetune import BitFit, FullFineTune, Partial, TemporalFineTune
 from vidpipe.methods.linear_probe import LinearProbe
+from vidpipe.methods.lora import LoRA
 from vidpipe.methods.st_adapter import STAdapter
+from vidpipe.methods.temporal_heads import TemporalHeads
 from vidpipe.methods.zeroi2v import ZeroI2V
 
-METHODS: dict[str, type[VideoModel]] = {m.name: m for m in (LinearProbe, STAdapter, AIM, ZeroI2V)}
+METHODS: dict[str, type[VideoModel]] = {
+    method.name: method
+    for method in (
+        LinearProbe,
+        STAdapter,
+        AIM,
+        ZeroI2V,
+        FullFineTune,
+        Partial,
+        BitFit,
+        TemporalFineTune,
+        TemporalHeads,
+        LoRA,
+    )
+}
 
 __all__ = ["METHODS", "MethodConfig", "VideoModel", "build_method"]
 

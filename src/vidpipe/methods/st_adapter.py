@@ -16,7 +16,6 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import MethodConfig, VideoModel
 
 Position = Literal["before_attn", "after_attn", "before_mlp", "after_mlp"]
@@ -85,18 +84,11 @@ class STAdapter(VideoModel):
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: STAdapterConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
-        depth = len(self.blocks)
-        adapted = range(depth) if config.blocks is None else config.blocks
-        if wrong := [index for index in adapted if not 0 <= index < depth]:
-            raise VidpipeError(
-                f"methods.st_adapter.blocks: {wrong} not in this backbone, whose blocks are "
-                f"0..{depth - 1}"
-            )
         bottleneck = round(self.width * config.bottleneck_ratio)
         self.adapters = nn.ModuleDict(
             {
                 f"{index}_{position}": Adapter(self.width, bottleneck, config.kernel_size)
-                for index in adapted
+                for index in self.chosen_blocks(config.blocks)
                 for position in config.positions
             }
         )

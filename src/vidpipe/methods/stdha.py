@@ -49,14 +49,16 @@ class STDHA(VideoModel):
     """A frozen ViT with shifted heads and a temporal embedding; subclasses add what is trained."""
 
     config: STDHAConfig
-    not_mergeable = None
+    not_mergeable: str | None = None
 
     def __init__(
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: STDHAConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         if config.shifted == "cls" and vit.cls_token is None:
-            raise VidpipeError(f"methods.{self.name}.shifted: cls, but the backbone has no class token")
+            raise VidpipeError(
+                f"methods.{self.name}.shifted: cls, but the backbone has no class token"
+            )
         heads: int = cast(Any, self.blocks[0].attn).num_heads
         self.offsets = channel_groups(config, self.name, self.width, heads, len(self.blocks))
         self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
@@ -127,7 +129,7 @@ def channel_groups(
     offsets = (-1, 1) if config.head_offsets is None else config.head_offsets
     if not offsets or isinstance(offsets[0], int):
         offsets = (cast(tuple[int, ...], offsets),) * depth
-    per_block = cast(tuple[tuple[int, ...], ...], offsets)
+    per_block = offsets
     if len(per_block) != depth:
         raise VidpipeError(
             f"methods.{method}.head_offsets: {len(per_block)} lists, expected one for each of "

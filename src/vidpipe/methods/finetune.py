@@ -1,0 +1,197 @@
+"""The fine-tuning baselines of ST-Adapter's Table 1: what is trained, times how frames are mixed.
+
+Architectures: `space_only` (SA), mean over frames; `divided` (SA+TA), TimeSformer's divided space-time
+attention (Bertasius et al., ICML 2021); `shift` (SA+TS), X-ViT's space-time mixing (Bulat et al.,
+NeurIPS 2021): keys and values of the neighbouring frames, and a temporal block on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field
+from timm.layers import Attention
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.backbones.ops import attend, embed, shift_frames, to_space, to_time
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+
+Trained = Iterable[nn.Module | nn.Parameter]
+
+
+class FineTuneConfig(MethodConfig):
+    architecture: Literal["space_only", "divided", "shift"] = "space_only"
+
+
+class TemporalAttention(nn.Module):
+    """`fc(attn(norm x))` over time; attention and norm start from the block's own (as TimeSformer's).
+
+    fc starts at zero, so that the model starts without mixing frames.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        spatial = cast(Attention, block.attn)
+        width = spatial.qkv.in_features
+        self.norm = nn.LayerNorm(width, eps=cast(Any, block.norm1).eps)
+        self.attn = Attention(width, num_heads=spatial.num_heads, qkv_bias=True)
+        self.fc = nn.Linear(width, width)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+        # strict=False: a ViT without qkv bias, or with q and k norms, gives what it has.
+        self.norm.load_state_dict(block.norm1.state_dict(), strict=False)
+        self.attn.load_state_dict(spatial.state_dict(), strict=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, x + self.fc(self.attn(self.norm(x))))
+
+
+class TemporalHead(nn.Module):
+    """X-ViT's head: class token, one block (no qkv bias) over the frames' features, norm, linear."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        self.block = Block(width, num_heads)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.fc = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x = torch.cat([self.cls_token.expand(len(x_BTD), -1, -1), x_BTD], dim=1)
+        return torch.tanh(self.fc(self.norm(self.block(x))[:, 0]))
+
+
+class FineTune(VideoModel):
+    """Base of the four baselines; a subclass says what is `trained`."""
+
+    Config = FineTuneConfig
+    config: FineTuneConfig
+    not_mergeable = "it trains the backbone itself and adds no adapter"
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: FineTuneConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        self.order_blind = config.architecture == "space_only"
+        if config.architecture == "divided":
+            if vit.cls_token is None:
+                raise VidpipeError(
+                    f"methods.{self.name}.architecture: divided needs a backbone with a class token"
+                )
+            self.temporal = nn.ModuleList(TemporalAttention(block) for block in self.blocks)
+            self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
+        elif config.architecture == "shift":
+            heads: int = cast(Any, self.blocks[0].attn).num_heads
+            quarter = self.width // heads // 4
+            rest = self.width // heads - 2 * quarter
+            self.offsets = ((quarter, -1), (quarter, 1), (rest, 0)) * heads
+            self.temporal_head = TemporalHead(self.width, heads)
+        self.declare(*self.trained())
+
+    def trained(self) -> Trained:
+        raise NotImplementedError
+
+    def temporal_parts(self) -> list[nn.Module]:
+        """What the architecture adds to the image model (not the head)."""
+        names = ("temporal", "temporal_embedding", "temporal_head")
+        return [cast(nn.Module, getattr(self, name)) for name in names if hasattr(self, name)]
+
+    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
+        x = embed(self.vit, frames)
+        if self.config.architecture == "divided":
+            # One class token a clip: only patches are told their frame.
+            prefix = self.vit.num_prefix_tokens
+            patches = self.temporal_embedding(x[:, prefix:], num_frames)
+            x = torch.cat([x[:, :prefix], patches], dim=1)
+        return cast(Tensor, self.vit.norm_pre(x))
+
+    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        if self.config.architecture == "divided":
+            return self._divided(index, block, x, num_frames)
+        if self.config.architecture == "shift":
+            return self._shift(block, x, num_frames)
+        return super().block(index, block, x, num_frames)
+
+    def _divided(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        """Time, then space, then MLP. Every frame carries a copy of the clip's class token."""
+        prefix = self.vit.num_prefix_tokens
+        patches = self.temporal[index](to_time(x[:, prefix:], num_frames))
+        x = torch.cat([x[:, :prefix], to_space(patches, x.shape[1] - prefix)], dim=1)
+        branch = block.ls1(block.attn(block.norm1(x)))
+        shared = branch[:, :prefix].unflatten(0, (-1, num_frames))
+        shared = shared.mean(1, keepdim=True).expand_as(shared).flatten(0, 1)
+        x = x + torch.cat([shared, branch[:, prefix:]], dim=1)
+        return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
+
+    def _shift(self, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        """A quarter of every head's K and V channels from each neighbouring frame."""
+        attn = cast(Attention, block.attn)
+        q, k, v = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
+        k = shift_frames(k, num_frames, self.offsets)
+        v = shift_frames(v, num_frames, self.offsets)
+        x = x + block.ls1(attend(attn, q, k, v))
+        return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
+
+    def classify(self, x: Tensor, num_frames: int) -> Tensor:
+        if self.config.architecture != "shift":
+            return super().classify(x, num_frames)
+        features = self.frame_feature(self.vit.norm, x).unflatten(0, (-1, num_frames))
+        return cast(Tensor, self.head(self.head_dropout(self.temporal_head(features))))
+
+
+class FullFineTune(FineTune):
+    name = "full_finetune"
+
+    def trained(self) -> Trained:
+        return [self.vit, *self.temporal_parts()]
+
+
+class PartialConfig(FineTuneConfig):
+    num_blocks: int = Field(1, ge=1, description="last blocks trained, with the final norm")
+
+
+class Partial(FineTune):
+    name = "partial"
+    Config = PartialConfig
+    config: PartialConfig
+
+    def trained(self) -> Trained:
+        count = self.config.num_blocks
+        if count > len(self.blocks):
+            raise VidpipeError(
+                f"methods.partial.num_blocks: {count}, but the backbone has {len(self.blocks)}"
+            )
+        parts: list[nn.Module] = [*self.blocks[-count:], self.vit.norm]
+        for part in self.temporal_parts():
+            parts += list(part)[-count:] if isinstance(part, nn.ModuleList) else [part]
+        return parts
+
+
+class BitFit(FineTune):
+    """All biases (Ben Zaken et al., ACL 2022), and what the architecture adds."""
+
+    name = "bitfit"
+
+    def trained(self) -> Trained:
+        biases = [p for name, p in self.vit.named_parameters() if name.endswith(".bias")]
+        return [*biases, *self.temporal_parts()]
+
+
+class TemporalFineTuneConfig(FineTuneConfig):
+    architecture: Literal["divided", "shift"] = "divided"  # type: ignore[assignment]
+
+
+class TemporalFineTune(FineTune):
+    """The frozen image model, and everything temporal trained ("temporal fine-tuning")."""
+
+    name = "temporal_finetune"
+    Config = TemporalFineTuneConfig
+
+    def trained(self) -> Trained:
+        return self.temporal_parts()

@@ -1,0 +1,111 @@
+"""LoRA (Hu et al., ICLR 2022) under ZeroI2V's shifted heads: the rival of its Table 2.
+
+`y = W x + b + s * B (A x)` on any of the six weights of a block; B starts at zero, no biases. Merging
+adds s B A to W. Temporal embedding, final norm and head are trained as in ZeroI2V.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.methods.stdha import STDHA, STDHAConfig, add_to_linear
+
+Target = Literal["q", "k", "v", "o", "up", "down"]
+
+
+class LoRAConfig(STDHAConfig):
+    rank: int = Field(192, ge=1, description="the paper uses 192 and 128 on ViT-B")
+    scale: float = Field(1.0, description="weight s of the update (alpha / rank elsewhere)")
+    targets: tuple[Target, ...] = Field(
+        ("q", "k", "v", "o"),
+        description="weights with an update: query, key, value, output, MLP up, MLP down; [] is merged",
+    )
+
+
+class Update(nn.Module):
+    """s * B (A x)."""
+
+    def __init__(self, layer_in: int, layer_out: int, rank: int, scale: float) -> None:
+        super().__init__()
+        self.a = nn.Linear(layer_in, rank, bias=False)
+        self.b = nn.Linear(rank, layer_out, bias=False)
+        self.scale = scale
+        nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.scale * self.b(self.a(x)))
+
+    def matrix(self) -> Tensor:
+        return self.scale * (self.b.weight.double() @ self.a.weight.double())
+
+
+class LoRA(STDHA):
+    name = "lora"
+    Config = LoRAConfig
+    config: LoRAConfig
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: LoRAConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        width = self.width
+        hidden = cast(Any, self.blocks[0].mlp).fc1.out_features
+        sizes = {"up": (width, hidden), "down": (hidden, width)}
+        self.updates = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    target: Update(*sizes.get(target, (width, width)), config.rank, config.scale)
+                    for target in config.targets
+                }
+            )
+            for _ in self.blocks
+        )
+        self.declare(self.updates, self.temporal_embedding, self.vit.norm)
+
+    def _update(self, index: int, target: Target, x: Tensor, y: Tensor) -> Tensor:
+        updates = cast(nn.ModuleDict, self.updates[index])
+        return y + updates[target](x) if target in updates else y
+
+    def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().qkv(index, block, x)
+        return (
+            self._update(index, "q", x, q),
+            self._update(index, "k", x, k),
+            self._update(index, "v", x, v),
+        )
+
+    def out(self, index: int, block: Block, x: Tensor) -> Tensor:
+        return self._update(index, "o", x, super().out(index, block, x))
+
+    def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
+        mlp = cast(Any, block.mlp)
+        hidden = mlp.norm(mlp.act(self._update(index, "up", x, mlp.fc1(x))))
+        return self._update(index, "down", hidden, mlp.fc2(hidden))
+
+    @torch.no_grad()
+    def merge(self) -> LoRA:
+        """W += s B A in fp64 for every target. Merging it again returns an equal model."""
+        config = self.config.model_copy(update={"targets": ()})
+        merged = LoRA(copy.deepcopy(self.vit), self.head.out_features, self.num_frames, config)
+        self.copy_rest(merged)
+        for block, updates in zip(merged.blocks, self.updates, strict=True):
+            by_target = cast(nn.ModuleDict, updates)
+            attn, mlp = cast(Any, block.attn), cast(Any, block.mlp)
+            layers = {"o": attn.proj, "up": mlp.fc1, "down": mlp.fc2}
+            for target, update in by_target.items():
+                matrix = cast(Update, update).matrix()
+                if target in layers:
+                    add_to_linear(layers[target], matrix)
+                else:
+                    rows = "qkv".index(target)
+                    below, above = rows * self.width, (2 - rows) * self.width
+                    add_to_linear(attn.qkv, F.pad(matrix, (0, 0, below, above)))
+        return cast(LoRA, merged.train(self.training))

@@ -1,0 +1,89 @@
+"""Only the temporal heads are trained (ZeroI2V, Table 2: 4.6 M on ViT-B/16 with two of twelve heads).
+
+The trained part is the difference to the frozen weights: the shifted channels' rows of Q, K and V and
+columns of the output projection (4 D c weights a block, no biases). It starts at zero and is added to
+the weights when merged.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.stdha import STDHA, STDHAConfig, add_to_linear
+
+
+class TemporalHeadsConfig(STDHAConfig):
+    merged: bool = False
+    """True for what `merge` returns: no differences are left to add."""
+
+
+class Difference(nn.Module):
+    """Differences for `channels` (indices into the width): qkv (3, c, D) and proj (D, c)."""
+
+    channels: Tensor
+
+    def __init__(self, width: int, channels: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("channels", channels, persistent=False)
+        self.qkv = nn.Parameter(torch.zeros(3, len(channels), width))
+        self.proj = nn.Parameter(torch.zeros(width, len(channels)))
+
+
+class TemporalHeads(STDHA):
+    name = "temporal_heads"
+    Config = TemporalHeadsConfig
+    config: TemporalHeadsConfig
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: TemporalHeadsConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        channels = [
+            torch.cat([torch.full((c,), dt != 0) for c, dt in groups]).nonzero()[:, 0]
+            for groups in ([] if config.merged else self.offsets)
+        ]
+        if not config.merged and not any(len(c) for c in channels):
+            raise VidpipeError("methods.temporal_heads.head_offsets: no head is shifted")
+        self.differences = nn.ModuleList(Difference(self.width, c) for c in channels)
+        self.declare(self.differences, self.temporal_embedding, self.vit.norm)
+
+    def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().qkv(index, block, x)
+        if self.config.merged:
+            return q, k, v
+        own = cast(Difference, self.differences[index])
+        q, k, v = (
+            y.index_add(-1, own.channels, F.linear(x, weight))
+            for y, weight in zip((q, k, v), own.qkv, strict=True)
+        )
+        return q, k, v
+
+    def out(self, index: int, block: Block, x: Tensor) -> Tensor:
+        y = super().out(index, block, x)
+        if self.config.merged:
+            return y
+        own = cast(Difference, self.differences[index])
+        return y + F.linear(x[..., own.channels], own.proj)
+
+    @torch.no_grad()
+    def merge(self) -> TemporalHeads:
+        """W += difference. Merging it again returns an equal model."""
+        config = self.config.model_copy(update={"merged": True})
+        vit = copy.deepcopy(self.vit)
+        merged = TemporalHeads(vit, self.head.out_features, self.num_frames, config)
+        self.copy_rest(merged)
+        for block, difference in zip(merged.blocks, self.differences, strict=False):
+            own, attn = cast(Difference, difference), cast(Any, block.attn)
+            whole = own.qkv.new_zeros(3, self.width, self.width).index_add(1, own.channels, own.qkv)
+            add_to_linear(attn.qkv, whole.flatten(0, 1))
+            whole = own.proj.new_zeros(self.width, self.width)
+            add_to_linear(attn.proj, whole.index_add(1, own.channels, own.proj))
+        return cast(TemporalHeads, merged.train(self.training))
