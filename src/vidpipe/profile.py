@@ -1,8 +1,11 @@
-"""What a model costs: parameters and multiply-accumulates, counted as the three papers count."""
+"""What a model costs: parameters, multiply-accumulates and memory, counted as the three papers count."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +37,7 @@ def cost(model: VideoModel, img_size: int) -> Cost:
 
     GMACs are of the inference model (merged where it can be): matrix products, convolutions and
     attention by torch's counter, plus 5 a LayerNorm element (fvcore's rule, which the papers used).
+    Works on the meta device, where no weight is allocated and nothing is computed.
     """
     head = parameters(model.head)
     tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -48,8 +52,20 @@ def cost(model: VideoModel, img_size: int) -> Cost:
     )
 
 
+def gmacs(model: nn.Module, img_size: int, num_frames: int | None = None) -> float:
+    """1e9 multiply-accumulates of one clip; `num_frames` None: `model.num_frames`."""
+    products, norms = macs_by_kind(model, img_size, num_frames)
+    return (products + norms) / 1e9
+
+
 @torch.no_grad()
-def gmacs(model: VideoModel, img_size: int) -> float:
+def macs_by_kind(
+    model: nn.Module, img_size: int, num_frames: int | None = None
+) -> tuple[float, float]:
+    """(products, convolutions and attention; LayerNorms at 5 an element), of one clip.
+
+    `num_frames` 0 stands for an image model, which takes (1, 3, H, W).
+    """
     norm_elements = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -59,17 +75,82 @@ def gmacs(model: VideoModel, img_size: int) -> float:
     handles = [
         m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.LayerNorm)
     ]
-    parameter = next(model.parameters())
-    clip = torch.zeros(
-        1, 3, model.num_frames, img_size, img_size, device=parameter.device, dtype=parameter.dtype
-    )
     training = model.training
     try:
         # The math backend shows attention as the two matrix products it is.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model.eval()(clip)
+            model.eval()(_clip(model, img_size, num_frames))
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
-    return (counter.get_total_flops() / 2 + 5 * norm_elements) / 1e9
+    return counter.get_total_flops() / 2, 5.0 * norm_elements
+
+
+def _clip(model: nn.Module, img_size: int, num_frames: int | None, batch: int = 1) -> Tensor:
+    frames = cast(Any, model).num_frames if num_frames is None else num_frames
+    shape = (batch, 3, frames, img_size, img_size) if frames else (batch, 3, img_size, img_size)
+    parameter = next(model.parameters())
+    return torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
+
+
+@dataclass(frozen=True)
+class ModuleCost:
+    """One row of `modules`."""
+
+    name: str
+    total: int
+    tunable: int
+
+
+def modules(model: VideoModel, depth: int = 2) -> list[ModuleCost]:
+    """Parameters by module, to `depth` parts of the name; blocks of equal cost are still listed."""
+    rows: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for name, parameter in model.named_parameters():
+        row = rows[".".join(name.split(".")[:depth])]
+        row[0] += parameter.numel()
+        row[1] += parameter.numel() if parameter.requires_grad else 0
+    return [ModuleCost(name, *counts) for name, counts in rows.items()]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Estimates for one training step, in bytes, fp32."""
+
+    weights: int
+    optimizer: int
+    """Gradients and AdamW's two moments of the trained parameters."""
+    activations_per_clip: int
+    """What autograd keeps for the backward pass, for each clip of the batch."""
+
+
+def memory(model: VideoModel, img_size: int) -> Memory:
+    """Counted, not guessed: a forward pass on the meta device under autograd's saved-tensor hooks.
+
+    Adapters without a trained part below them keep nothing, which is why the order of frozen and
+    trained layers decides a method's memory (EVL against AIM). Kernels' workspaces are not counted.
+    """
+    meta = _on_meta(model)
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # identities must not be reused while counting
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    known = {p.untyped_storage()._cdata for p in meta.parameters()}
+    unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
+    meta.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        meta(_clip(meta, img_size, None))
+    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Memory(4 * parameters(model), 3 * 4 * tunable, sum(kept.values()))
+
+
+def _on_meta(model: VideoModel) -> VideoModel:
+    import copy
+
+    return copy.deepcopy(model).to("meta")

@@ -84,7 +84,8 @@ class AIM(VideoModel):
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         self.order_blind = not config.temporal
-        rates = torch.linspace(0, config.drop_path, len(self.blocks)).tolist()
+        last = max(len(self.blocks) - 1, 1)
+        rates = [config.drop_path * index / last for index in range(len(self.blocks))]
         self.adapters = nn.ModuleDict(
             {
                 str(index): BlockAdapters(self.width, config, rates[index])

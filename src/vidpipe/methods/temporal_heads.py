@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.stdha import STDHA, STDHAConfig, add_to_linear
+from vidpipe.methods.stdha import STDHA, Groups, STDHAConfig, add_to_linear
 
 
 class TemporalHeadsConfig(STDHAConfig):
@@ -30,11 +30,17 @@ class Difference(nn.Module):
 
     channels: Tensor
 
-    def __init__(self, width: int, channels: Tensor) -> None:
+    def __init__(self, width: int, channels: list[int]) -> None:
         super().__init__()
-        self.register_buffer("channels", channels, persistent=False)
+        indices = torch.tensor(channels, dtype=torch.long)
+        self.register_buffer("channels", indices, persistent=False)
         self.qkv = nn.Parameter(torch.zeros(3, len(channels), width))
         self.proj = nn.Parameter(torch.zeros(width, len(channels)))
+
+
+def _shifted_channels(groups: Groups) -> list[int]:
+    shifted = [dt != 0 for channels, dt in groups for _ in range(channels)]
+    return [channel for channel, moved in enumerate(shifted) if moved]
 
 
 class TemporalHeads(STDHA):
@@ -46,11 +52,8 @@ class TemporalHeads(STDHA):
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: TemporalHeadsConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
-        channels = [
-            torch.cat([torch.full((c,), dt != 0) for c, dt in groups]).nonzero()[:, 0]
-            for groups in ([] if config.merged else self.offsets)
-        ]
-        if not config.merged and not any(len(c) for c in channels):
+        channels = [] if config.merged else [_shifted_channels(groups) for groups in self.offsets]
+        if not config.merged and not any(channels):
             raise VidpipeError("methods.temporal_heads.head_offsets: no head is shifted")
         self.differences = nn.ModuleList(Difference(self.width, c) for c in channels)
         self.declare(self.differences, self.temporal_embedding, self.vit.norm)
