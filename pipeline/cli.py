@@ -180,6 +180,37 @@ def run(
     report_stage.run(names, workspace)
 
 
+@app.command()
+def profile(
+    method: Annotated[
+        str | None, typer.Option(help="A method; without its block in params.yaml: its defaults.")
+    ] = None,
+    params: ParamsFile = PARAMS,
+    recipe: Recipe = None,
+    set: Set = None,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of the head.")] = 400,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    paper_tables: Annotated[
+        bool, typer.Option("--paper-tables", help="Recompute every cost the papers print.")
+    ] = False,
+) -> None:
+    """Parameters, GFLOPs and memory of a configuration, before anything is trained."""
+    from vidpipe.errors import VidpipeError
+
+    if paper_tables:
+        from pipeline.profile import paper_tables as recompute
+
+        recompute(json)
+        return
+    if method is None:
+        raise VidpipeError("profile: expected --method NAME or --paper-tables")
+    # A method needs no block in params.yaml to be looked at.
+    resolved = _params(params, recipe, None, [f"methods.{method}={{}}", *(set or [])])
+    from pipeline import profile as stage
+
+    stage.run(resolved, method, classes, json)
+
+
 @app.command(name="params")
 def show_params(
     params: ParamsFile = PARAMS,
