@@ -15,6 +15,8 @@ from vidpipe.profile import cost, parameters
 T, SIZE, CLASSES = 4, 32, 7
 MATRIX = [
     ("linear_probe", {}),
+    ("prompt_tuning", {"num_tokens": 5}),
+    ("attentional_pooling", {}),
     ("st_adapter", {}),
     ("st_adapter", {"kernel_size": [3, 3, 3], "positions": ["before_attn", "before_mlp"]}),
     ("st_adapter", {"positions": ["after_attn", "after_mlp"], "blocks": [1, 2]}),
@@ -28,6 +30,9 @@ MATRIX = [
         {"adapters": ["attn_in_q", "attn_in_k", "attn_in_v", "attn_out", "mlp_in", "mlp_out"]},
     ),
     ("zeroi2v", {"channel_offsets": [[6, -1], [18, 1], [24, 0]]}),
+    ("evl", {"num_layers": 2}),
+    ("evl", {"num_layers": 3, "temporal_embedding": False, "temporal_cross_attention": False}),
+    ("evl", {"num_layers": 1, "temporal_embedding": False, "temporal_conv": False}),
 ]
 IDS = [f"{name}-{i}" for i, (name, _) in enumerate(MATRIX)]
 every = pytest.mark.parametrize(("name", "options"), MATRIX, ids=IDS)
@@ -79,8 +84,8 @@ def test_starts_blind_to_the_order_unless_heads_are_shifted(name: str, options: 
 @every
 def test_starts_with_the_features_of_the_image_model(name: str, options: dict) -> None:
     model = build(name, options, nonzero=False)
-    if name == "zeroi2v":
-        pytest.skip("shifted heads change the features from the start")
+    if not model.starts_as_image_model:
+        pytest.skip("declared not to")
     frames = clip().transpose(1, 2).flatten(0, 1)
     features = model.vit.forward_features(frames)[:, 0].unflatten(0, (-1, T))
     if name == "st_adapter":  # its final norm follows the mean
@@ -165,15 +170,25 @@ def test_cost_counts_parameters(name: str, options: dict) -> None:
         assert counted.new_at_inference == counted.tunable_without_head == 0
 
 
-@pytest.mark.parametrize("name", ["st_adapter", "linear_probe"])
-def test_methods_without_temporal_embedding_take_any_number_of_frames(name: str) -> None:
-    assert build(name, {})(clip(frames=7)).shape == (2, CLASSES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(n, o) for n, o in MATRIX if n not in ("aim", "zeroi2v", "evl") or "temporal_embedding" in o],
+)
+def test_methods_without_temporal_embedding_take_any_number_of_frames(
+    name: str, options: dict
+) -> None:
+    for frames in (1, 7):
+        assert build(name, options)(clip(frames=frames)).shape == (2, CLASSES)
 
 
-@pytest.mark.parametrize("name", ["aim", "zeroi2v"])
-def test_another_number_of_frames_is_refused_by_a_temporal_embedding(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [("aim", {}), ("zeroi2v", {}), ("evl", {"num_layers": 2})]
+)
+def test_another_number_of_frames_is_refused_by_a_temporal_embedding(
+    name: str, options: dict
+) -> None:
     with pytest.raises(VidpipeError, match="clip has 7 frames"):
-        build(name, {})(clip(frames=7))
+        build(name, options)(clip(frames=7))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +196,7 @@ def test_another_number_of_frames_is_refused_by_a_temporal_embedding(name: str) 
     [
         ("st_adapter", {"blocks": [0, 3]}, r"blocks: \[3\] not in this backbone"),
         ("zeroi2v", {"head_offsets": [1] * 5}, "5 offsets for 4 heads"),
+        ("evl", {"num_layers": 4}, "4 decoder layers, but this backbone has 3 blocks"),
         ("zeroi2v", {"channel_offsets": [[1, 1]]}, "must add up to the width 48"),
     ],
 )

@@ -29,6 +29,8 @@ class VideoModel(nn.Module):
     Config: ClassVar[type[MethodConfig]]
     order_blind: ClassVar[bool] = False
     """True when permuting the frames cannot change the logits."""
+    starts_as_image_model: ClassVar[bool] = True
+    """True when an untrained model classifies the mean of the image model's frame features."""
     not_mergeable: ClassVar[str | None] = "it has parts that are not linear"
     """Why the adapters cannot be folded into the backbone; None when they can."""
     head_init_std: ClassVar[float] = 0.01

@@ -5,12 +5,26 @@ from __future__ import annotations
 from timm.models import VisionTransformer
 
 from vidpipe.methods.aim import AIM
+from vidpipe.methods.attentional_pooling import AttentionalPooling
 from vidpipe.methods.base import MethodConfig, VideoModel
+from vidpipe.methods.evl import EVL
 from vidpipe.methods.linear_probe import LinearProbe
+from vidpipe.methods.prompt_tuning import PromptTuning
 from vidpipe.methods.st_adapter import STAdapter
 from vidpipe.methods.zeroi2v import ZeroI2V
 
-METHODS: dict[str, type[VideoModel]] = {m.name: m for m in (LinearProbe, STAdapter, AIM, ZeroI2V)}
+METHODS: dict[str, type[VideoModel]] = {
+    method.name: method
+    for method in (
+        LinearProbe,
+        PromptTuning,
+        AttentionalPooling,
+        STAdapter,
+        AIM,
+        ZeroI2V,
+        EVL,
+    )
+}
 
 __all__ = ["METHODS", "MethodConfig", "VideoModel", "build_method"]
 

@@ -85,6 +85,7 @@ class ZeroI2V(VideoModel):
     Config = ZeroI2VConfig
     config: ZeroI2VConfig
     not_mergeable = None
+    starts_as_image_model = False  # heads are shifted from step 0
 
     def __init__(
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: ZeroI2VConfig
