@@ -31,6 +31,15 @@ MATRIX = [
     ),
     ("zeroi2v", {"channel_offsets": [[6, -1], [18, 1], [24, 0]]}),
     ("evl", {"num_layers": 2}),
+    (
+        "evl",
+        {
+            "num_layers": 2,
+            "temporal_conv": False,
+            "temporal_embedding": False,
+            "temporal_cross_attention": False,
+        },
+    ),
     ("evl", {"num_layers": 3, "temporal_embedding": False, "temporal_cross_attention": False}),
     ("evl", {"num_layers": 1, "temporal_embedding": False, "temporal_conv": False}),
 ]
@@ -218,6 +227,19 @@ def test_papers_cost_on_vit_b16() -> None:
     zero = cost(METHODS["zeroi2v"](vit, 400, 8, METHODS["zeroi2v"].Config()), 224)
     assert round(zero.tunable_without_head / 1e6, 1) == 14.2
     assert round(3 * zero.gmacs) == 422
+
+
+@pytest.mark.parametrize(
+    ("name", "million"), [("prompt_tuning", 1.180), ("attentional_pooling", 2.362)]
+)
+def test_papers_parameters_on_vit_b16(name: str, million: float) -> None:
+    """ST-Adapter's Table 1, where the head is not counted."""
+    import timm
+
+    with torch.device("meta"):
+        vit = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=0)
+        model = build_method(name, vit, 400, 8, METHODS[name].Config())
+    assert round(cost(model, 224).tunable_without_head / 1e6, 3) == million
 
 
 def test_randomise_leaves_nothing_at_zero() -> None:

@@ -27,8 +27,8 @@ class VideoModel(nn.Module):
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
-    order_blind: ClassVar[bool] = False
-    """True when permuting the frames cannot change the logits."""
+    order_blind: bool = False
+    """True when permuting the frames cannot change the logits; a config may decide it."""
     starts_as_image_model: ClassVar[bool] = True
     """True when an untrained model classifies the mean of the image model's frame features."""
     not_mergeable: ClassVar[str | None] = "it has parts that are not linear"

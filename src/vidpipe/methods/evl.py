@@ -183,6 +183,9 @@ class EVL(VideoModel):
                 f"methods.evl.num_layers: {config.num_layers} decoder layers, but this backbone has "
                 f"{len(self.blocks)} blocks to read; set it to at most that"
             )
+        self.order_blind = not (
+            config.temporal_conv or config.temporal_embedding or config.temporal_cross_attention
+        )
         grid = cast(tuple[int, int], vit.patch_embed.grid_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, self.width))
         nn.init.normal_(self.class_token, std=0.02)
@@ -195,7 +198,8 @@ class EVL(VideoModel):
 
     def forward(self, video: Tensor) -> Tensor:
         num_frames, prefix = video.shape[2], self.vit.num_prefix_tokens
-        q = self.class_token.expand(len(video), -1, -1)
+        # A copy: without autograd, torch's FLOP counter stumbles over a view of a parameter.
+        q = self.class_token.repeat(len(video), 1, 1)
         # Block by block, so that in evaluation the features of one block are held at a time.
         for layer, features in zip(self.decoder, self.features(video), strict=True):
             q = layer(q, features, num_frames, prefix)
