@@ -10,11 +10,14 @@ from conftest import randomise, tiny_vit
 
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.methods.stdha import STDHA
 from vidpipe.profile import cost, parameters
 
 T, SIZE, CLASSES = 4, 32, 7
 MATRIX = [
     ("linear_probe", {}),
+    ("prompt_tuning", {"num_tokens": 5}),
+    ("attentional_pooling", {}),
     ("st_adapter", {}),
     ("st_adapter", {"kernel_size": [3, 3, 3], "positions": ["before_attn", "before_mlp"]}),
     ("st_adapter", {"positions": ["after_attn", "after_mlp"], "blocks": [1, 2]}),
@@ -53,9 +56,19 @@ MATRIX = [
     ("lora", {"rank": 4, "targets": ["q", "v"]}),
     ("lora", {"rank": 4, "targets": ["q", "v", "up", "down"], "scale": 0.5}),
     ("lora", {"rank": 4, "targets": ["q", "k", "v", "o", "up", "down"]}),
+    ("evl", {"num_layers": 2}),
+    (
+        "evl",
+        {
+            "num_layers": 2,
+            "temporal_conv": False,
+            "temporal_embedding": False,
+            "temporal_cross_attention": False,
+        },
+    ),
+    ("evl", {"num_layers": 3, "temporal_embedding": False, "temporal_cross_attention": False}),
+    ("evl", {"num_layers": 1, "temporal_embedding": False, "temporal_conv": False}),
 ]
-# Methods that mix frames before anything is trained, or classify with more than a linear layer.
-SHIFTED = {"zeroi2v", "lora", "temporal_heads"}
 IDS = [f"{name}-{i}" for i, (name, _) in enumerate(MATRIX)]
 every = pytest.mark.parametrize(("name", "options"), MATRIX, ids=IDS)
 
@@ -92,16 +105,12 @@ def test_only_the_declared_parameters_move(name: str, options: dict) -> None:
         assert torch.equal(tensor, before[key]) == (key not in trained), key
 
 
-def mixes_frames_at_start(name: str, options: dict) -> bool:
-    return name in SHIFTED or options.get("architecture") == "shift"
-
-
 @every
 def test_starts_blind_to_the_order_unless_heads_are_shifted(name: str, options: dict) -> None:
     """AIM and ST-Adapter start as the image model; ZeroI2V shifts heads from step 0."""
     model = build(name, options, nonzero=False)
     difference = (model(clip()) - model(clip().flip(2))).abs().max().item()
-    if mixes_frames_at_start(name, options):
+    if isinstance(model, STDHA) or options.get("architecture") == "shift":
         assert difference > 1e-4
     else:
         assert difference < 1e-5
@@ -110,10 +119,8 @@ def test_starts_blind_to_the_order_unless_heads_are_shifted(name: str, options: 
 @every
 def test_starts_with_the_features_of_the_image_model(name: str, options: dict) -> None:
     model = build(name, options, nonzero=False)
-    if mixes_frames_at_start(name, options):
-        pytest.skip("shifted heads change the features from the start")
-    if options.get("architecture", model.config.model_dump().get("architecture")) == "divided":
-        pytest.skip("one class token a clip instead of one a frame")
+    if not model.starts_as_image_model:
+        pytest.skip("declared not to")
     frames = clip().transpose(1, 2).flatten(0, 1)
     features = model.vit.forward_features(frames)[:, 0].unflatten(0, (-1, T))
     if name == "st_adapter":  # its final norm follows the mean
@@ -203,15 +210,25 @@ def test_cost_counts_parameters(name: str, options: dict) -> None:
         assert counted.new_at_inference == counted.tunable_without_head == 0
 
 
-@pytest.mark.parametrize("name", ["st_adapter", "linear_probe"])
-def test_methods_without_temporal_embedding_take_any_number_of_frames(name: str) -> None:
-    assert build(name, {})(clip(frames=7)).shape == (2, CLASSES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(n, o) for n, o in MATRIX if n not in ("aim", "zeroi2v", "evl") or "temporal_embedding" in o],
+)
+def test_methods_without_temporal_embedding_take_any_number_of_frames(
+    name: str, options: dict
+) -> None:
+    for frames in (1, 7):
+        assert build(name, options)(clip(frames=frames)).shape == (2, CLASSES)
 
 
-@pytest.mark.parametrize("name", ["aim", "zeroi2v"])
-def test_another_number_of_frames_is_refused_by_a_temporal_embedding(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [("aim", {}), ("zeroi2v", {}), ("evl", {"num_layers": 2})]
+)
+def test_another_number_of_frames_is_refused_by_a_temporal_embedding(
+    name: str, options: dict
+) -> None:
     with pytest.raises(VidpipeError, match="clip has 7 frames"):
-        build(name, {})(clip(frames=7))
+        build(name, options)(clip(frames=7))
 
 
 @pytest.mark.parametrize(
@@ -219,6 +236,7 @@ def test_another_number_of_frames_is_refused_by_a_temporal_embedding(name: str) 
     [
         ("st_adapter", {"blocks": [0, 3]}, r"blocks: \[3\] not in this backbone"),
         ("zeroi2v", {"head_offsets": [1] * 5}, "5 offsets for 4 heads"),
+        ("evl", {"num_layers": 4}, "4 decoder layers, but this backbone has 3 blocks"),
         ("zeroi2v", {"channel_offsets": [[1, 1]]}, "must add up to the width 48"),
     ],
 )
@@ -240,6 +258,19 @@ def test_papers_cost_on_vit_b16() -> None:
     zero = cost(METHODS["zeroi2v"](vit, 400, 8, METHODS["zeroi2v"].Config()), 224)
     assert round(zero.tunable_without_head / 1e6, 1) == 14.2
     assert round(3 * zero.gmacs) == 422
+
+
+@pytest.mark.parametrize(
+    ("name", "million"), [("prompt_tuning", 1.180), ("attentional_pooling", 2.362)]
+)
+def test_papers_parameters_on_vit_b16(name: str, million: float) -> None:
+    """ST-Adapter's Table 1, where the head is not counted."""
+    import timm
+
+    with torch.device("meta"):
+        vit = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=0)
+        model = build_method(name, vit, 400, 8, METHODS[name].Config())
+    assert round(cost(model, 224).tunable_without_head / 1e6, 3) == million
 
 
 def test_randomise_leaves_nothing_at_zero() -> None:

@@ -105,7 +105,7 @@ def recompute(rows: list[dict[str, Any]] | None = None) -> Iterator[Row]:
 
 
 def _status(printed: float | None, derived: float | None, ours: float, whole: float) -> str:
-    """Compare to the printed digits; GFLOPs, whose tables are multiples, also to TOLERANCE of `whole`."""
+    """Compare to the printed digits, and GFLOPs (tables of multiples) also to TOLERANCE of `whole`."""
     if printed is None:
         return "derived" if derived is not None and abs(ours - derived) < 0.01 else "off"
     digits = len(str(printed).partition(".")[2]) if isinstance(printed, float) else 0

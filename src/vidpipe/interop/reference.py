@@ -20,7 +20,7 @@ from vidpipe.backbones.openclip import as_tokens, timm_name
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.base import MethodConfig
-from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.methods.registry import VideoModel, build_method
 from vidpipe.methods.st_adapter import Position, STAdapterConfig
 from vidpipe.methods.zeroi2v import AdapterName, ZeroI2VConfig
 from vidpipe.weights import refuse_mismatch
@@ -81,7 +81,7 @@ def build_from_reference(state_dict: Mapping[str, Tensor], meta: Mapping[str, An
     Raises VidpipeError for another layout, missing options, or tensors that do not fit.
     """
     method = str(meta.get("method"))
-    if method not in METHODS or method == "linear_probe":
+    if method not in ("aim", "st_adapter", "zeroi2v"):
         raise VidpipeError(f"meta.method: {method!r}; expected aim, st_adapter or zeroi2v")
     if meta.get("backbone", "clip_vit") not in ("clip_vit", "timm_vit"):
         raise VidpipeError(f"meta.backbone: {meta['backbone']!r} cannot be imported yet")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-import torch
 from pydantic import Field
 from timm.layers import DropPath
 from timm.models import VisionTransformer

@@ -28,7 +28,9 @@ class VideoModel(nn.Module):
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
     order_blind: bool = False
-    """True when permuting the frames cannot change the logits. Options may decide it."""
+    """True when permuting the frames cannot change the logits; a config may decide it."""
+    starts_as_image_model: bool = True
+    """True when an untrained model classifies the mean of the image model's frame features."""
     not_mergeable: str | None = "it has parts that are not linear"
     """Why the adapters cannot be folded into the backbone; None when they can."""
     head_init_std: ClassVar[float] = 0.01

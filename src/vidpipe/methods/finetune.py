@@ -79,6 +79,8 @@ class FineTune(VideoModel):
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         self.order_blind = config.architecture == "space_only"
+        # `divided` has one class token a clip, `shift` mixes frames and has a head of its own.
+        self.starts_as_image_model = config.architecture == "space_only"
         if config.architecture == "divided":
             if vit.cls_token is None:
                 raise VidpipeError(

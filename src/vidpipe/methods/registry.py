@@ -5,10 +5,13 @@ from __future__ import annotations
 from timm.models import VisionTransformer
 
 from vidpipe.methods.aim import AIM
+from vidpipe.methods.attentional_pooling import AttentionalPooling
 from vidpipe.methods.base import MethodConfig, VideoModel
+from vidpipe.methods.evl import EVL
 from vidpipe.methods.finetune import BitFit, FullFineTune, Partial, TemporalFineTune
 from vidpipe.methods.linear_probe import LinearProbe
 from vidpipe.methods.lora import LoRA
+from vidpipe.methods.prompt_tuning import PromptTuning
 from vidpipe.methods.st_adapter import STAdapter
 from vidpipe.methods.temporal_heads import TemporalHeads
 from vidpipe.methods.zeroi2v import ZeroI2V
@@ -26,6 +29,9 @@ METHODS: dict[str, type[VideoModel]] = {
         TemporalFineTune,
         TemporalHeads,
         LoRA,
+        PromptTuning,
+        AttentionalPooling,
+        EVL,
     )
 }
 

@@ -50,6 +50,7 @@ class STDHA(VideoModel):
 
     config: STDHAConfig
     not_mergeable: str | None = None
+    starts_as_image_model = False  # heads are shifted from step 0
 
     def __init__(
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: STDHAConfig

@@ -1,0 +1,49 @@
+"""Visual prompt tuning, deep (Jia et al., ECCV 2022): learned tokens beside the patches, in every block.
+
+Block i sees `[prefix, prompts_i, patches]`; its outputs at the prompts are dropped, and block i + 1
+gets its own. ST-Adapter's Table 1 has it on video as 128 tokens a block, frame by frame (1.18 M).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from vidpipe.methods.base import MethodConfig, VideoModel
+
+
+class PromptTuningConfig(MethodConfig):
+    num_tokens: int = Field(128, gt=0, description="learned tokens a block")
+
+
+class PromptTuning(VideoModel):
+    name = "prompt_tuning"
+    Config = PromptTuningConfig
+    config: PromptTuningConfig
+    order_blind = True
+    not_mergeable = "its prompts are tokens, not weights of a layer"
+    starts_as_image_model = False
+
+    def __init__(
+        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: PromptTuningConfig
+    ) -> None:
+        super().__init__(vit, num_classes, num_frames, config)
+        self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.num_tokens, self.width))
+        # The scale of a Xavier-initialised patch embedding's weight, as in the released code.
+        bound = math.sqrt(6 / (3 * math.prod(vit.patch_embed.patch_size) + self.width))
+        nn.init.uniform_(self.prompts, -bound, bound)
+        self.declare(self.prompts)
+
+    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+        prefix, end = (
+            self.vit.num_prefix_tokens,
+            self.vit.num_prefix_tokens + self.config.num_tokens,
+        )
+        prompts = self.prompts[index].to(x.dtype).expand(len(x), -1, -1)
+        x = block(torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1))
+        return torch.cat([x[:, :prefix], x[:, end:]], dim=1)
