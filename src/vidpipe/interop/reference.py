@@ -121,16 +121,17 @@ def translate(
                 "state dict itself"
             )
         ours = _our_name(theirs, method)
-        if ours in ("vit.proj", "vit.visual.proj") and tensor.ndim == 2:
-            continue
         if ours in names:
             raise VidpipeError(f"checkpoint: {names[ours]} and {theirs} are both {ours}")
         names[ours] = theirs
         state[ours] = tensor.float() if tensor.is_floating_point() else tensor
     for name in ("vit.cls_token", "vit.pos_embed"):
-        if name in state and state[name].ndim:
+        if name in state and state[name].ndim and state[name].numel():
             state[name] = as_tokens(state[name])
-    _dimensions(state, "head.weight", 2, method)
+    width = _dimensions(state, "head.weight", 2, method)[1]
+    for name in ("vit.proj", "vit.visual.proj"):
+        if name in state and state[name].ndim == 2 and state[name].shape[0] == width:
+            del state[name], names[name]
     return state, names
 
 
