@@ -18,6 +18,7 @@ MATRIX = [
     ("st_adapter", {}),
     ("st_adapter", {"kernel_size": [3, 3, 3], "positions": ["before_attn", "before_mlp"]}),
     ("st_adapter", {"positions": ["after_attn", "after_mlp"], "blocks": [1, 2]}),
+    ("st_adapter", {"blocks": {"before_attn": [1, 2], "after_mlp": [2]}}),
     ("aim", {}),
     ("aim", {"num_temporal_adapters": 2, "scale": 1.0}),
     ("zeroi2v", {}),

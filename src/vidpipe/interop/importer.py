@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
-from vidpipe.config import SamplingConfig, TransformConfig
+from vidpipe.config import SamplingConfig, TransformConfig, explain
 from vidpipe.errors import VidpipeError
 from vidpipe.interop.reference import (
     depth_of,
     frames_of,
     grid_of,
     method_config,
-    refuse_contradictions,
     translate,
 )
 from vidpipe.methods.aim import AIMConfig
@@ -80,8 +80,9 @@ def import_checkpoint(
     backbone, and options that are missing or contradict the tensors.
     """
     released = read_released(file, method)
-    loaded = load_backbone(backbone, image_size(released, options))
-    trained = bind(released, loaded, options)
+    with _named(file):
+        loaded = load_backbone(backbone, image_size(released, options))
+        trained = bind(released, loaded, options)
     save_adapter(out, trained, {"imported_from": file.name})
     return describe(trained, released)
 
@@ -138,8 +139,7 @@ def image_size(released: Released, options: ImportOptions) -> int:
                 f"--size is missing: {released.file} has no position grid to read the input size from"
             )
         return options.size
-    with _named(released.file):
-        size = grid_of(released.state) * patches.shape[-1]
+    size = grid_of(released.state) * patches.shape[-1]
     if options.size not in (None, size):
         raise VidpipeError(f"--size {options.size}: {released.file} has a grid for {size} pixels")
     return size
@@ -150,21 +150,22 @@ def bind(released: Released, backbone: Backbone, options: ImportOptions) -> Trai
     method, state = released.method, released.state
     meta = _meta(released, options)
     _refuse_other_architecture(released, backbone, options.heads)
-    with _named(released.file):
-        frames = frames_of(state, meta)
-        config = method_config(method, state, meta)
-        refuse_contradictions(method, state, {}, config)
+    frames = frames_of(state, meta)
+    config = method_config(method, state, meta)
     if options.num_frames not in (None, frames):
         raise VidpipeError(
             f"--num-frames {options.num_frames}: {released.file} was trained with {frames} frames"
         )
     classes = _classes(released, options.classes)
-    sampling = _sampling(method, frames, options)
-    model = build_method(method, backbone.vit, len(classes), frames, config)
-    _take_over(released, backbone, model)
     size = backbone.vit.patch_embed.img_size
     assert size is not None  # a plain ViT of `load_backbone` always has one
-    transform = TransformConfig(size=size[0])
+    try:
+        sampling = _sampling(method, frames, options)
+        transform = TransformConfig(size=size[0])
+    except ValidationError as error:
+        raise VidpipeError(f"{released.file}: {explain(error, SamplingConfig)}") from None
+    model = build_method(method, backbone.vit, len(classes), frames, config)
+    _take_over(released, backbone, model)
     return TrainedModel(model.eval(), backbone, classes, sampling, transform)
 
 
@@ -213,8 +214,8 @@ def _refuse_other_architecture(released: Released, backbone: Backbone, heads: in
             f"{name}: activation {backbone.activation}, but the authors' {kind} ViT has "
             f"{activation}{hint}"
         )
-    if vit.norm.eps != eps:
-        raise VidpipeError(f"{name}: norm eps {vit.norm.eps}, but the authors' {kind} has {eps}")
+    if (own_eps := getattr(vit.norm, "eps", None)) != eps:
+        raise VidpipeError(f"{name}: norm eps {own_eps}, but the authors' {kind} ViT has {eps}")
 
 
 def _classes(released: Released, names: tuple[str, ...] | None) -> list[str]:

@@ -96,7 +96,7 @@ def build_from_reference(state_dict: Mapping[str, Tensor], meta: Mapping[str, An
     vit = _build_vit(state, meta)
     num_frames = frames_of(state, meta)
     config = method_config(method, state, meta)
-    refuse_contradictions(method, state, meta, config)
+    _refuse_contradictions(state, meta, config)
     model = build_method(method, vit, state["head.weight"].shape[0], num_frames, config)
     refuse_mismatch("checkpoint", model.state_dict(), state)
     model.load_state_dict(state)
@@ -236,8 +236,8 @@ def method_config(
         ) from None
 
 
-def refuse_contradictions(
-    method: str, state: Mapping[str, Tensor], meta: Mapping[str, Any], config: MethodConfig
+def _refuse_contradictions(
+    state: Mapping[str, Tensor], meta: Mapping[str, Any], config: MethodConfig
 ) -> None:
     """Compare every option of `meta` that the tensors also tell; another value is another model."""
     classes, width = _dimensions(state, "head.weight", 2)
