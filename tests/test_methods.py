@@ -209,3 +209,14 @@ def test_randomise_leaves_nothing_at_zero() -> None:
     model = build("aim", {}, nonzero=False)
     randomise(model)
     assert all(bool((p != 0).all()) for p in model.parameters())
+
+
+def test_st_adapter_blocks_by_position() -> None:
+    model = build("st_adapter", {"blocks": {"before_mlp": [2], "before_attn": [0, 2]}})
+    assert list(model.adapters) == ["0_before_attn", "2_before_mlp", "2_before_attn"]
+    again = type(model.config).model_validate(model.config.model_dump(mode="json"))
+    assert again == model.config
+    with pytest.raises(ValueError, match="leave positions out"):
+        build("st_adapter", {"blocks": {"before_mlp": [2]}, "positions": ["before_attn"]})
+    with pytest.raises(VidpipeError, match=r"\[3\] not in this backbone"):
+        build("st_adapter", {"blocks": {"before_mlp": [3]}})

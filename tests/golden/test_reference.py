@@ -186,6 +186,9 @@ def test_no_missing_option_or_tensor_is_a_bare_python_error(name: str) -> None:
         state = {k: v for k, v in g["state_dict"].items() if k != key}
         with pytest.raises(VidpipeError):
             build_from_reference(state, g["meta"])
+    for state in ({}, {7: torch.zeros(1)}, {"state_dict": g["state_dict"]}):
+        with pytest.raises(VidpipeError):
+            build_from_reference(state, g["meta"])
 
 
 def test_a_checkpoint_without_its_backbone_names_the_command() -> None:

@@ -115,7 +115,7 @@ def translate(
     state: dict[str, Tensor] = {}
     names: dict[str, str] = {}
     for theirs, tensor in state_dict.items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, Tensor) or not isinstance(theirs, str):
             raise VidpipeError(
                 f"checkpoint: {theirs} is a {type(tensor).__name__}, not a tensor; expected the "
                 "state dict itself"
