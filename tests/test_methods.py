@@ -21,6 +21,7 @@ MATRIX = [
     ("st_adapter", {}),
     ("st_adapter", {"kernel_size": [3, 3, 3], "positions": ["before_attn", "before_mlp"]}),
     ("st_adapter", {"positions": ["after_attn", "after_mlp"], "blocks": [1, 2]}),
+    ("st_adapter", {"blocks": {"before_attn": [1, 2], "after_mlp": [2]}}),
     ("aim", {}),
     ("aim", {"num_temporal_adapters": 2, "scale": 1.0}),
     ("zeroi2v", {}),
@@ -277,3 +278,14 @@ def test_randomise_leaves_nothing_at_zero() -> None:
     model = build("aim", {}, nonzero=False)
     randomise(model)
     assert all(bool((p != 0).all()) for p in model.parameters())
+
+
+def test_st_adapter_blocks_by_position() -> None:
+    model = build("st_adapter", {"blocks": {"before_mlp": [2], "before_attn": [0, 2]}})
+    assert list(model.adapters) == ["0_before_attn", "2_before_mlp", "2_before_attn"]
+    again = type(model.config).model_validate(model.config.model_dump(mode="json"))
+    assert again == model.config
+    with pytest.raises(ValueError, match="leave positions out"):
+        build("st_adapter", {"blocks": {"before_mlp": [2]}, "positions": ["before_attn"]})
+    with pytest.raises(VidpipeError, match=r"\[3\] not in this backbone"):
+        build("st_adapter", {"blocks": {"before_mlp": [3]}})

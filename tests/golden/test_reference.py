@@ -102,3 +102,97 @@ def test_channel_groups_of_the_long_class() -> None:
         *((6, -1), (6, 1), (3, -2)),
         (33, 0),
     )
+
+
+def shuffled_placement() -> tuple[dict, dict]:
+    """`both_k311` with adapters before attention in blocks 1 and 2, before the MLP in 2 only."""
+    g = golden("st_adapter_both_k311")
+    dropped = ("resblocks.0.adapter", "resblocks.1.adapter_pre_mlp")
+    state = {k: v for k, v in g["state_dict"].items() if not any(d in k for d in dropped)}
+    return g, state
+
+
+def test_st_adapter_positions_may_adapt_different_blocks() -> None:
+    g, state = shuffled_placement()
+    model = build_from_reference(state, {**g["meta"], "adapter_layers": 2})
+    assert set(model.adapters) == {"1_before_attn", "2_before_attn", "2_before_mlp"}
+    assert model.config.blocks == {"before_attn": (1, 2), "before_mlp": (2,)}
+    # An adapter whose last layer is zero is no adapter: the full model then has the same logits.
+    full = {k: v if k in state else torch.zeros_like(v) for k, v in g["state_dict"].items()}
+    expected = build_from_reference(full, g["meta"])(g["input"])
+    torch.testing.assert_close(model(g["input"]), expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(expected, g["logits"], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_prefixes_projection_and_half_precision_are_read(name: str) -> None:
+    g = golden(name)
+    prefix = "" if name.startswith("st") else "backbone."
+    state = {f"module.{k}": v.half() for k, v in g["state_dict"].items()}
+    state[f"module.{prefix}visual.proj"] = torch.zeros(48, 32)
+    model = build_from_reference(state, {k: v for k, v in g["meta"].items() if v is not None})
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    torch.testing.assert_close(model(g["input"]), g["logits"], atol=2e-2, rtol=0)
+    state[f"module.{prefix}visual.proj"] = torch.zeros(47, 32)
+    with pytest.raises(VidpipeError, match=r"unexpected keys: vit\.visual\.proj"):
+        build_from_reference(state, g["meta"])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("aim_k400", {"num_tadapter": 2}, r"meta.num_tadapter is 2.* have 1"),
+        ("aim_k400", {"layers": 12}, "meta.layers is 12.* have 3"),
+        ("aim_k400", {"num_frames": 8}, "meta.num_frames is 8.* have 4"),
+        ("aim_k400", {"input_resolution": 224}, "meta.input_resolution is 224.* have 32"),
+        ("aim_k400", {"backbone": "timm_vit"}, "meta.backbone: 'timm_vit', but .* ln_pre"),
+        ("aim_k400", {"heads": 5}, "5 heads do not divide the width 48"),
+        ("aim_k400", {"heads": None}, "meta.heads is missing"),
+        ("aim_k400", {"heads": "four"}, "meta.heads is 'four'"),
+        ("aim_k400", {"adapter_scale": "half"}, "scale cannot be 'half'"),
+        ("aim_k400", {"drop_path_rate": 2}, "drop_path cannot be 2"),
+        ("st_adapter_both_k311", {"adapter_layers": 1}, "meta.adapter_layers is 1.* have 3"),
+        ("st_adapter_both_k311", {"adapter_pre_mlp": False}, "adapter_pre_mlp is False"),
+        ("st_adapter_both_k311", {"adapter_width": 384}, "meta.adapter_width is 384.* have 24"),
+        ("st_adapter_both_k311", {"adapter_kernel_size": [3, 3, 3]}, "kernel_size is .3, 3, 3"),
+        ("st_adapter_both_k311", {"num_frames": None}, "meta.num_frames is None"),
+        ("zeroi2v_k400", {"stdha": {"shift_div": "x"}}, "meta.stdha.shift_div is 'x'"),
+        ("zeroi2v_k400", {"stdha": 4}, "meta.stdha is 4"),
+        ("zeroi2v_k400", {"width": 64}, "meta.width is 64.* have 48"),
+    ],
+)
+def test_options_that_contradict_the_tensors_are_refused(
+    name: str, change: dict, message: str
+) -> None:
+    g = golden(name)
+    with pytest.raises(VidpipeError, match=message):
+        build_from_reference(g["state_dict"], {**g["meta"], **change})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_missing_option_or_tensor_is_a_bare_python_error(name: str) -> None:
+    g = golden(name)
+    for key in g["meta"]:
+        meta = {k: v for k, v in g["meta"].items() if k != key}
+        try:
+            model = build_from_reference(g["state_dict"], meta)
+        except VidpipeError:
+            continue
+        torch.testing.assert_close(model(g["input"]), g["logits"], atol=1e-5, rtol=0)
+    for key in g["state_dict"]:
+        for wrong in (torch.zeros(0), torch.zeros(()), torch.zeros(3, 5), "text"):
+            with pytest.raises(VidpipeError):
+                build_from_reference({**g["state_dict"], key: wrong}, g["meta"])
+        state = {k: v for k, v in g["state_dict"].items() if k != key}
+        with pytest.raises(VidpipeError):
+            build_from_reference(state, g["meta"])
+    for state in ({}, {7: torch.zeros(1)}, {"state_dict": g["state_dict"]}):
+        with pytest.raises(VidpipeError):
+            build_from_reference(state, g["meta"])
+
+
+def test_a_checkpoint_without_its_backbone_names_the_command() -> None:
+    g = golden("st_adapter_both_k311")
+    state = {k: v for k, v in g["state_dict"].items() if k in g["trainable"]}
+    with pytest.raises(VidpipeError, match="vidpipe import-checkpoint"):
+        build_from_reference(state, g["meta"])

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from pydantic import ValidationError
 from timm.layers import QuickGELU
 from timm.models import VisionTransformer
 from torch import Tensor, nn
@@ -47,6 +48,7 @@ ST_POSITIONS: dict[str, Position] = {
 
 # Outside the tower: (pattern, replacement) in order, the authors' name -> ours.
 _RENAMES: list[tuple[str, str]] = [
+    (r"^(module\.)+", ""),  # of DistributedDataParallel
     (r"^backbone\.", ""),
     (r"^(cls_head\.fc_cls|fc)\.", "head."),
     (r"^temporal_embedding$", "temporal_embedding.weight"),
@@ -85,43 +87,130 @@ def build_from_reference(state_dict: Mapping[str, Tensor], meta: Mapping[str, An
         raise VidpipeError(f"meta.method: {method!r}; expected aim, st_adapter or zeroi2v")
     if meta.get("backbone", "clip_vit") not in ("clip_vit", "timm_vit"):
         raise VidpipeError(f"meta.backbone: {meta['backbone']!r} cannot be imported yet")
-    names = {_our_name(name, method): name for name in state_dict}
-    state = {ours: state_dict[theirs] for ours, theirs in names.items()}
-    for name in ("vit.cls_token", "vit.pos_embed"):
-        if name in state:
-            state[name] = as_tokens(state[name])
-    for name in ("vit.patch_embed.proj.weight", "vit.pos_embed", "head.weight"):
-        if name not in state:
-            raise VidpipeError(f"checkpoint: no tensor for {name}; is it a whole {method} model?")
-
+    state, names = translate(state_dict, method)
+    if "vit.patch_embed.proj.weight" not in state and any(n.startswith("adapters.") for n in state):
+        raise VidpipeError(
+            "checkpoint: it holds the trained tensors only, and no backbone; join it with the "
+            "backbone's weights by `vidpipe import-checkpoint`"
+        )
     vit = _build_vit(state, meta)
-    num_frames = int(meta["num_frames"])
-    if "temporal_embedding.weight" in state:
-        num_frames = state["temporal_embedding.weight"].shape[1]
-    classes = state["head.weight"].shape[0]
-    configs = {"aim": _aim_config, "st_adapter": _st_adapter_config, "zeroi2v": _zeroi2v_config}
-    model = build_method(method, vit, classes, num_frames, configs[method](state, meta))
+    num_frames = frames_of(state, meta)
+    config = method_config(method, state, meta)
+    _refuse_contradictions(state, meta, config)
+    model = build_method(method, vit, state["head.weight"].shape[0], num_frames, config)
     refuse_mismatch("checkpoint", model.state_dict(), state)
     model.load_state_dict(state)
     model.reference_names = names  # type: ignore[assignment]
     return model.eval()
 
 
+def translate(
+    state_dict: Mapping[str, Tensor], method: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by our names, in fp32, and each of our names with the checkpoint's.
+
+    CLIP's projection into the text space is left out: no method uses it.
+    Raises VidpipeError for what is no tensor, two names for one tensor, or no classifier.
+    """
+    state: dict[str, Tensor] = {}
+    names: dict[str, str] = {}
+    for theirs, tensor in state_dict.items():
+        if not isinstance(tensor, Tensor) or not isinstance(theirs, str):
+            raise VidpipeError(
+                f"checkpoint: {theirs} is a {type(tensor).__name__}, not a tensor; expected the "
+                "state dict itself"
+            )
+        ours = _our_name(theirs, method)
+        if ours in names:
+            raise VidpipeError(f"checkpoint: {names[ours]} and {theirs} are both {ours}")
+        names[ours] = theirs
+        state[ours] = tensor.float() if tensor.is_floating_point() else tensor
+    for name in ("vit.cls_token", "vit.pos_embed"):
+        if name in state and state[name].ndim and state[name].numel():
+            state[name] = as_tokens(state[name])
+    width = _dimensions(state, "head.weight", 2, method)[1]
+    for name in ("vit.proj", "vit.visual.proj"):
+        if name in state and state[name].ndim == 2 and state[name].shape[0] == width:
+            del state[name], names[name]
+    return state, names
+
+
+def frames_of(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> int:
+    """Frames a clip: of the temporal embedding, or from `meta` where there is none."""
+    if "temporal_embedding.weight" in state:
+        return _dimensions(state, "temporal_embedding.weight", 3)[1]
+    return _positive(_required(meta, "num_frames"), "meta.num_frames")
+
+
+def depth_of(state: Mapping[str, Tensor]) -> int:
+    indices = {int(m[1]) for n in state if (m := re.match(r"vit\.blocks\.(\d+)\.", n))}
+    if not indices:
+        raise VidpipeError("checkpoint: no transformer blocks; is it a whole model?")
+    return 1 + max(indices)
+
+
+def grid_of(state: Mapping[str, Tensor]) -> int:
+    """Patches along one side of the position grid, which must be square, with a class token."""
+    tokens = _dimensions(state, "vit.pos_embed", 3)[1]
+    side = round(max(tokens - 1, 0) ** 0.5)
+    if side < 1 or side * side != tokens - 1:
+        raise VidpipeError(
+            f"checkpoint: {tokens} position embeddings are no square grid and a class token"
+        )
+    return side
+
+
+def _dimensions(
+    state: Mapping[str, Tensor], name: str, count: int, method: str = ""
+) -> tuple[int, ...]:
+    if name not in state:
+        raise VidpipeError(
+            f"checkpoint: no tensor for {name}; is it a whole {method or 'video'} model?"
+        )
+    shape = tuple(state[name].shape)
+    if len(shape) != count or 0 in shape:
+        raise VidpipeError(f"checkpoint: {name} has shape {shape}; expected {count} dimensions")
+    return shape
+
+
+def _positive(value: Any, what: str) -> int:
+    """A whole number; bool is an int to Python, and never meant here."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise VidpipeError(f"{what} is {value!r}; expected a whole number of at least 1")
+    return value
+
+
+def _heads(width: int, meta: Mapping[str, Any]) -> int:
+    """CLIP and ImageNet ViTs have heads of 64 channels where nothing else is said."""
+    heads = meta.get("heads", meta.get("num_heads"))
+    if heads is None:
+        if width % 64:
+            raise VidpipeError(
+                f"meta.heads is missing, and a width of {width} has no heads of 64 channels"
+            )
+        return width // 64
+    if width % _positive(heads, "meta.heads"):
+        raise VidpipeError(f"meta.heads: {heads} heads do not divide the width {width}")
+    return int(heads)
+
+
 def _build_vit(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> VisionTransformer:
     """CLIP's tower (QuickGELU, ln_pre, eps 1e-5) or timm's ImageNet ViT (GELU, eps 1e-6)."""
-    patches = state["vit.patch_embed.proj.weight"]
-    width, _, patch_size, _ = patches.shape
-    side = round((state["vit.pos_embed"].shape[1] - 1) ** 0.5)
+    width, _, patch_size, _ = _dimensions(state, "vit.patch_embed.proj.weight", 4)
+    side = grid_of(state)
     clip = "vit.norm_pre.weight" in state
-    heads = meta.get("heads", meta.get("num_heads"))
-    depth = 1 + max(int(n.split(".")[2]) for n in state if n.startswith("vit.blocks."))
-    hidden = state["vit.blocks.0.mlp.fc1.weight"].shape[0]
+    if meta.get("backbone") == ("timm_vit" if clip else "clip_vit"):
+        raise VidpipeError(
+            f"meta.backbone: {meta['backbone']!r}, but the checkpoint has "
+            f"{'' if clip else 'no '}ln_pre, as {'CLIP' if clip else 'ImageNet'} ViTs do"
+        )
+    hidden = _dimensions(state, "vit.blocks.0.mlp.fc1.weight", 2)[0]
     return VisionTransformer(
         img_size=side * patch_size,
         patch_size=patch_size,
         embed_dim=width,
-        depth=depth,
-        num_heads=width // 64 if heads is None else int(heads),
+        depth=depth_of(state),
+        num_heads=_heads(width, meta),
         mlp_ratio=hidden / width,
         qkv_bias="vit.blocks.0.attn.qkv.bias" in state,
         pre_norm=clip,
@@ -132,9 +221,57 @@ def _build_vit(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> VisionTr
     )
 
 
+def method_config(
+    method: str, state: Mapping[str, Tensor], meta: Mapping[str, Any]
+) -> MethodConfig:
+    """The method's options: from the tensors where they tell, else from `meta`."""
+    configs = {"aim": _aim_config, "st_adapter": _st_adapter_config, "zeroi2v": _zeroi2v_config}
+    try:
+        return configs[method](state, meta)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(str(part) for part in wrong["loc"])
+        raise VidpipeError(
+            f"checkpoint: {where} cannot be {wrong['input']!r} ({wrong['msg']})"
+        ) from None
+
+
+def _refuse_contradictions(
+    state: Mapping[str, Tensor], meta: Mapping[str, Any], config: MethodConfig
+) -> None:
+    """Compare every option of `meta` that the tensors also tell; another value is another model."""
+    classes, width = _dimensions(state, "head.weight", 2)
+    found: dict[str, Any] = {"num_classes": classes, "width": width, "embed_dim": width}
+    if "vit.patch_embed.proj.weight" in state:
+        patch = state["vit.patch_embed.proj.weight"].shape[-1]
+        size, depth = grid_of(state) * patch, depth_of(state)
+        found |= {"patch_size": patch, "input_resolution": size, "img_size": size}
+        found |= {"layers": depth, "depth": depth}
+    if "temporal_embedding.weight" in state:
+        found["num_frames"] = state["temporal_embedding.weight"].shape[1]
+    if isinstance(config, AIMConfig):
+        found["num_tadapter"] = config.num_temporal_adapters
+    if isinstance(config, ZeroI2VConfig) and config.adapters and meta.get("num_tadapter") == 2:
+        # 2 asks for an adapter before the attention; a merged model has none of any kind.
+        found["num_tadapter"] = 1 + any(name.startswith("attn_in") for name in config.adapters)
+    if isinstance(config, STAdapterConfig):
+        found["adapter_kernel_size"] = list(config.kernel_size)
+        found["adapter_width"] = round(width * config.bottleneck_ratio)
+        found["adapter_layers"] = len(_adapted(state))
+        for theirs, ours in ST_POSITIONS.items():
+            found[theirs] = ours in config.positions
+    for key, own in found.items():
+        given = meta.get(key)
+        if isinstance(given, list | tuple):
+            # One size for both sides of a square may be written twice.
+            given = given[0] if isinstance(own, int) and set(given) == {own} else list(given)
+        if given is not None and given != own:
+            raise VidpipeError(f"meta.{key} is {given}, but the checkpoint's tensors have {own}")
+
+
 def _bottleneck_ratio(state: Mapping[str, Tensor]) -> float:
     for name, tensor in state.items():
-        if name.startswith("adapters.") and name.endswith("fc1.weight"):
+        if name.startswith("adapters.") and name.endswith("fc1.weight") and tensor.ndim == 2:
             return tensor.shape[0] / tensor.shape[1]
     raise VidpipeError("checkpoint: no adapter weights; expected *dapter*.fc1.weight tensors")
 
@@ -159,17 +296,29 @@ def _aim_config(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> MethodC
     )
 
 
+def _adapted(state: Mapping[str, Tensor]) -> dict[int, set[str]]:
+    """ST-Adapter's positions in each adapted block, by index."""
+    found: dict[int, set[str]] = {}
+    for index, position in (part.split("_", 1) for part in _adapter_parts(state, 1)):
+        found.setdefault(int(index), set()).add(position)
+    return dict(sorted(found.items()))
+
+
 def _st_adapter_config(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> MethodConfig:
-    adapted = [part.split("_", 1) for part in _adapter_parts(state, 1)]
     kernel = next((t.shape[2:] for n, t in state.items() if n.endswith("conv.weight")), None)
     if kernel is None:
         raise VidpipeError("checkpoint: no adapter convolution found")
-    positions = {position for _, position in adapted}
+    adapted = _adapted(state)
+    at: dict[Position, tuple[int, ...]] = {}
+    for position in ST_POSITIONS.values():
+        if blocks := tuple(index for index, found in adapted.items() if position in found):
+            at[position] = blocks
+    same = len(set(at.values())) == 1
     return STAdapterConfig(
         bottleneck_ratio=_bottleneck_ratio(state),
         kernel_size=tuple(kernel),
-        positions=tuple(p for p in ST_POSITIONS.values() if p in positions),
-        blocks=tuple(sorted({int(index) for index, _ in adapted})),
+        positions=tuple(at),
+        blocks=next(iter(at.values())) if same else at,
     )
 
 
@@ -187,6 +336,8 @@ def _zeroi2v_config(state: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Met
 
 def _channel_offsets(width: int, stdha: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     """The released code's channel groups: D/div channels an offset, in this order, the rest at 0."""
+    if not isinstance(stdha, Mapping):
+        raise VidpipeError(f"meta.stdha is {stdha!r}; expected options such as shift_div: 12")
     plan: list[tuple[str, int, bool]] = [
         ("shift_div", -1, True),
         ("shift_div", 1, True),
@@ -203,11 +354,11 @@ def _channel_offsets(width: int, stdha: Mapping[str, Any]) -> tuple[tuple[int, i
     known = {key for key, _, _ in plan} | {"shift3_right", "shift4_right"}
     if unknown := set(stdha) - known:
         raise VidpipeError(f"meta.stdha: unknown options {sorted(unknown)}")
-    groups = [
-        (width // int(stdha[key]), dt)
-        for key, dt, on in plan
-        if on and int(stdha.get(key) or 0) > 0
-    ]
+    divisors = {key: stdha.get(key) or 0 for key, _, _ in plan}
+    for key, divisor in divisors.items():
+        if isinstance(divisor, bool) or not isinstance(divisor, int) or divisor < 0:
+            raise VidpipeError(f"meta.stdha.{key} is {divisor!r}; expected a whole number")
+    groups = [(width // divisors[key], dt) for key, dt, on in plan if on and divisors[key]]
     rest = width - sum(channels for channels, _ in groups)
     if rest < 0:
         raise VidpipeError(f"meta.stdha: {dict(stdha)} moves more than the {width} channels")

@@ -7,11 +7,12 @@ code, which reproduces the paper's parameter and GFLOPs tables with kernel 3x1x1
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -27,7 +28,25 @@ class STAdapterConfig(MethodConfig):
     bottleneck_ratio: float = Field(0.5, gt=0, description="adapter width / backbone width")
     kernel_size: tuple[int, int, int] = (3, 1, 1)
     positions: tuple[Position, ...] = Field(("before_attn",), min_length=1)
-    blocks: tuple[int, ...] | None = Field(None, description="adapted blocks; null means all")
+    blocks: tuple[int, ...] | dict[Position, tuple[int, ...]] | None = Field(
+        None, description="adapted blocks; null means all; a mapping gives each position its own"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _positions_of_a_mapping(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("blocks"), Mapping):
+            return {"positions": tuple(values["blocks"]), **values}
+        return values
+
+    @model_validator(mode="after")
+    def _one_placement(self) -> STAdapterConfig:
+        if isinstance(self.blocks, dict) and set(self.blocks) != set(self.positions):
+            raise ValueError(
+                f"blocks names the positions {sorted(self.blocks)}, but positions are "
+                f"{sorted(self.positions)}; leave positions out"
+            )
+        return self
 
     @field_validator("kernel_size")
     @classmethod
@@ -35,6 +54,15 @@ class STAdapterConfig(MethodConfig):
         if any(k < 1 or k % 2 == 0 for k in kernel):
             raise ValueError("expected three odd sizes (time, height, width), such as [3, 1, 1]")
         return kernel
+
+    def placements(self, depth: int) -> list[tuple[int, Position]]:
+        """(block, position) of every adapter, in the order they are made."""
+        if isinstance(self.blocks, dict):
+            at = self.blocks
+            indices = sorted({index for blocks in at.values() for index in blocks})
+            return [(i, p) for i in indices for p in self.positions if i in at[p]]
+        blocks = range(depth) if self.blocks is None else self.blocks
+        return [(i, p) for i in blocks for p in self.positions]
 
 
 class Adapter(nn.Module):
@@ -84,12 +112,13 @@ class STAdapter(VideoModel):
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: STAdapterConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
+        placements = config.placements(len(self.blocks))
+        self.chosen_blocks(tuple(sorted({index for index, _ in placements})))
         bottleneck = round(self.width * config.bottleneck_ratio)
         self.adapters = nn.ModuleDict(
             {
                 f"{index}_{position}": Adapter(self.width, bottleneck, config.kernel_size)
-                for index in self.chosen_blocks(config.blocks)
-                for position in config.positions
+                for index, position in placements
             }
         )
         self.declare(self.adapters)
