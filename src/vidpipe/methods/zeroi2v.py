@@ -37,9 +37,10 @@ class ZeroI2VConfig(MethodConfig):
         ("attn_in", "attn_out", "mlp_in", "mlp_out"),
         description="4 for K400, 3 without mlp_out, 6 with attn_in_q/k/v for attn_in; [] is merged",
     )
-    head_offsets: tuple[int, ...] | None = Field(
+    head_offsets: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = Field(
         None,
-        description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]",
+        description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]; "
+        "on a Swin also one list a stage, null: a quarter of the heads",
     )
     channel_offsets: tuple[tuple[int, int], ...] | None = Field(
         None, description="(channels, dt) groups covering the width, in place of head_offsets"
@@ -119,13 +120,15 @@ class ZeroI2V(VideoModel):
             return config.channel_offsets
         heads: int = cast(Any, self.blocks[0].attn).num_heads
         given = (-1, 1) if config.head_offsets is None else config.head_offsets
+        if not all(isinstance(dt, int) for dt in given):
+            raise VidpipeError("methods.zeroi2v.head_offsets: lists of lists are for Swins")
         if len(given) > heads:
             raise VidpipeError(
                 f"methods.zeroi2v.head_offsets: {len(given)} offsets for {heads} heads"
             )
         rest = heads - len(given)
         head_width = self.width // heads
-        groups = [(head_width, dt) for dt in given]
+        groups = [(head_width, cast(int, dt)) for dt in given]
         return (*groups, (rest * head_width, 0)) if rest else tuple(groups)
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
@@ -167,7 +170,7 @@ class ZeroI2V(VideoModel):
         """
         config = self.config.model_copy(update={"adapters": ()})
         classes = self.head.out_features
-        merged = ZeroI2V(copy.deepcopy(self.vit), classes, self.num_frames, config)
+        merged = type(self)(copy.deepcopy(self.vit), classes, self.num_frames, config)
         merged.head.load_state_dict(self.head.state_dict())
         merged.temporal_embedding.load_state_dict(self.temporal_embedding.state_dict())
         merged.to(self.head.weight)
