@@ -14,9 +14,12 @@ from timm.models import SwinTransformer
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.swin import attend_over_time, with_tubelets
 from vidpipe.backbones.zoo import architecture, load_backbone
+from vidpipe.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
+from vidpipe.export.package import inference_model, load_package, prove_parity, save_package
 from vidpipe.methods.registry import METHODS, SWIN_METHODS, VideoModel, build_method
 from vidpipe.profile import cost, gmacs, parameters
+from vidpipe.training.checkpoint import TrainedModel, load_adapter, save_adapter
 
 T, SIZE, CLASSES = 4, 56, 7
 MATRIX = [
@@ -396,3 +399,28 @@ def test_the_original_layout_is_read(tiny_weights: Path, tmp_path: Path) -> None
     torch.save({"model": state}, path)
     ours, theirs = load(tiny_weights).vit.state_dict(), load(path).vit.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("name", ["aim", "zeroi2v"])
+def test_checkpoint_and_package_rebuild_the_model(
+    tiny_weights: Path, tmp_path: Path, name: str
+) -> None:
+    backbone = load(tiny_weights)
+    model = build_method(name, backbone.vit, 2, T, METHODS[name].Config())
+    for parameter in model.adapter_state().values():
+        parameter += 0.01 * torch.randn_like(parameter)
+    sampling = SamplingConfig(strategy="uniform", num_frames=T)
+    transform = TransformConfig(size=64)
+    trained = TrainedModel(model.eval(), backbone, ["left", "right"], sampling, transform)
+    save_adapter(tmp_path / "adapter", trained, {})
+    loaded = load_adapter(tmp_path / "adapter").model
+    video = clip(1, size=64)
+    assert torch.equal(loaded(video), model(video))
+    exported = inference_model(model)
+    parity = prove_parity(model, exported, [video], 1e-3)
+    save_package(tmp_path / "package", trained, exported, parity)
+    packaged, _ = load_package(tmp_path / "package")
+    assert torch.equal(packaged(video), exported(video))
+    # Half precision arithmetic takes the same path, with the biases in fp32.
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(video).isfinite().all()
