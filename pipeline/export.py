@@ -22,7 +22,9 @@ from vidpipe.export.package import (
     save_package,
 )
 from vidpipe.files import atomic_folder, read_json, write_json
-from vidpipe.methods.linear_probe import LinearProbe, LinearProbeConfig
+from vidpipe.methods.base import VideoModel
+from vidpipe.methods.linear_probe import LinearProbeConfig
+from vidpipe.methods.registry import build_method
 from vidpipe.training.checkpoint import TrainedModel, load_adapter
 
 
@@ -80,10 +82,9 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     return numbers
 
 
-def _plain(trained: TrainedModel) -> LinearProbe:
-    """The plain image ViT run over the same frames: what zero extra cost would be."""
+def _plain(trained: TrainedModel) -> VideoModel:
+    """The plain image model run over the same frames: what zero extra cost would be."""
     frames = trained.sampling.num_frames
-    plain = LinearProbe(
-        trained.backbone.vit, len(trained.classes), frames, LinearProbeConfig.model_validate({})
-    )
-    return plain.eval()  # type: ignore[return-value]
+    config = LinearProbeConfig.model_validate({})
+    classes = len(trained.classes)
+    return build_method("linear_probe", trained.backbone.vit, classes, frames, config).eval()

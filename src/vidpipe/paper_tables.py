@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 import yaml
 
+from vidpipe.backbones.swin import ImageModel
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.profile import cost, macs_by_kind, parameters
 
@@ -53,7 +54,7 @@ def _costs(backbone: str, method: str, options: str, frames: int, classes: int) 
     with torch.device("meta"):
         image_model = timm.create_model(BACKBONES[backbone], num_classes=0)
         config = METHODS[method].Config.model_validate(yaml.safe_load(options))
-        model = build_method(method, image_model, classes, frames, config)
+        model = build_method(method, cast(ImageModel, image_model), classes, frames, config)
         counted = cost(model, SIZE)
         inference = model.merge() if model.not_mergeable is None else model
         products, norms = macs_by_kind(inference, SIZE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,74 @@ def test_every_released_vit_layout_is_read(name: str) -> None:
     assert not torch.allclose(model(clip), reordered)
     if name.startswith("zeroi2v"):
         torch.testing.assert_close(model.merge()(clip), model(clip), atol=1e-4, rtol=1e-4)
+
+
+def aim_swin() -> tuple[dict[str, torch.Tensor], dict]:
+    """Random values in the names and shapes of AIM's Swin class, and the layout they are from.
+
+    The layout leaves out the last block: as the one before, but with nothing temporal.
+    """
+    layout = yaml.safe_load((GOLDEN / "layouts.yaml").read_text())["aim_swin"]
+    shapes = dict(layout["keys"])
+    first = "backbone.layers.1.blocks.0."
+    for key, shape in layout["keys"].items():
+        if key.startswith(first) and not re.search(r"T_Adapter|temporal|t_relative", key):
+            shapes.setdefault(key.replace("blocks.0.", "blocks.1."), shape)
+    torch.manual_seed(0)
+    return {key: 0.2 * torch.randn(shape) for key, shape in shapes.items()}, layout
+
+
+def test_the_released_swin_layout_is_read() -> None:
+    state, layout = aim_swin()
+    meta = layout["meta"]
+    model = build_from_reference(state, meta)
+    trained = {model.reference_names[n] for n, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == layout["trainable_count"]
+    assert all("Adapter" in name or name.startswith("cls_head") for name in trained)
+    clip = torch.randn(1, 3, meta["num_frames"], meta["img_size"], meta["img_size"])
+    assert model(clip).shape == (1, meta["num_classes"])
+    # In fp64, since the mean over many tokens leaves little of the order of random frames.
+    model, clip = model.double(), clip.double()
+    within, between = [1, 0, 2, 3], [2, 3, 0, 1]
+    for order in (within, between):
+        assert (model(clip) - model(clip[:, :, order])).abs().max() > 1e-6
+    for name, parameter in model.named_parameters():
+        if "temporal.fc2" in name:
+            parameter.data.zero_()
+    assert (model(clip) - model(clip[:, :, within])).abs().max() > 1e-6  # two taps of one patch
+    assert (model(clip) - model(clip[:, :, between])).abs().max() < 1e-10
+
+
+def test_every_tensor_of_the_swin_layout_has_its_place() -> None:
+    """Our parameters are theirs one to one: shape, value, and the stage that merges patches."""
+    state, layout = aim_swin()
+    model = build_from_reference(state, layout["meta"])
+    own = model.state_dict()
+    assert set(model.reference_names) == set(own)
+    for ours, theirs in model.reference_names.items():
+        assert torch.equal(own[ours], state[theirs]), ours
+    buffers = ("relative_position_index", "t_relative_coords", "attn_mask")
+    assert set(state) - set(model.reference_names.values()) == {
+        name for name in state if name.endswith(buffers)
+    }
+    merging = "vit.layers.1.downsample.reduction.weight"
+    assert model.reference_names[merging] == "backbone.layers.0.downsample.reduction.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "zeroi2v"}, "only aim was released on Swin"),
+        ({"window_size": None}, r"meta\.window_size is missing"),
+        ({"patch_size": [1, 4, 4]}, r"expected \[2, n, n\]"),
+        ({"num_frames": 8}, r"temporal_bias\.0 is \(3, 2\), expected \(7, 2\)"),
+    ],
+)
+def test_a_swin_that_does_not_fit_is_named(change: dict, message: str) -> None:
+    state, layout = aim_swin()
+    meta = {k: v for k, v in {**layout["meta"], **change}.items() if v is not None}
+    with pytest.raises(VidpipeError, match=message):
+        build_from_reference(state, meta)
 
 
 def test_channel_groups_of_the_long_class() -> None:

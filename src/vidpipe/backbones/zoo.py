@@ -13,21 +13,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from timm.models import VisionTransformer
+from timm.models import SwinTransformer, VisionTransformer, swin_transformer
 from timm.models.vision_transformer import Block, checkpoint_filter_fn
 from torch import Tensor
 
 import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.swin import ImageModel, blocks_of_stage, stages_of
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights, refuse_mismatch, state_sha256
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen image ViT and what must travel with its weights."""
+    """A frozen image ViT or Swin and what must travel with its weights."""
 
-    vit: VisionTransformer
+    vit: ImageModel
     config: BackboneConfig
     sha256: str
     """Hash over the weight tensors as stored (names, types, shapes, bytes)."""
@@ -49,10 +50,12 @@ class Backbone:
 def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
     """The backbone for square `img_size` pixel inputs, frozen, fp32, in eval mode.
 
-    Position grids of another size are resized (bicubic, no antialias, as the weights' authors do).
+    Position grids of another size are resized (bicubic, no antialias, as the weights' authors do);
+    a Swin's windows shrink to a smaller grid as timm does it.
     Raises VidpipeError for an unknown name, a missing or unreadable file, or weights that do not fit.
     """
     state: Mapping[str, Tensor]
+    vit: ImageModel
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import load_open_clip
 
@@ -71,8 +74,8 @@ def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
     return Backbone(vit, config, state_sha256(state), activation_of(vit), mean, std)
 
 
-def architecture(config: BackboneConfig, img_size: int) -> VisionTransformer:
-    """The untrained ViT of `config`, whatever its weights."""
+def architecture(config: BackboneConfig, img_size: int) -> ImageModel:
+    """The untrained model of `config`, whatever its weights."""
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import create_tower, tower_to_timm
 
@@ -80,11 +83,13 @@ def architecture(config: BackboneConfig, img_size: int) -> VisionTransformer:
     return _create_timm(config, img_size, None)
 
 
-def activation_of(vit: VisionTransformer) -> str:
+def activation_of(vit: ImageModel) -> str:
+    if isinstance(vit, SwinTransformer):
+        return type(blocks_of_stage(stages_of(vit)[0])[0].mlp.act).__name__.lower()
     return type(cast(Block, vit.blocks[0]).mlp.act).__name__.lower()
 
 
-def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> VisionTransformer:
+def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> ImageModel:
     name, _, own_tag = config.name.partition(".")
     if not timm.is_model(name):
         raise VidpipeError(f"backbone.name: timm has no model {name!r}{_nearest(name)}")
@@ -97,8 +102,8 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
             img_size=img_size,
         )
     except TypeError:
-        # A plain ViT takes an image size; other families do not.
-        raise VidpipeError(f"backbone.name: {name} is not a plain ViT") from None
+        # ViTs and Swins take an image size; most families do not.
+        raise VidpipeError(f"backbone.name: {name} is not a plain ViT or Swin") from None
     except (AssertionError, ValueError) as error:
         raise VidpipeError(f"backbone: {name} at transform.size {img_size}: {error}") from error
     except Exception as error:  # the hub's client raises many kinds; all mean no weights
@@ -106,8 +111,14 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
             f"backbone.weights: {name} could not be downloaded ({type(error).__name__}); "
             "name a local weights file instead"
         ) from error
+    if isinstance(model, SwinTransformer):
+        patch = cast(tuple[int, int], model.patch_embed.patch_size)[0]
+        if img_size % patch:
+            raise VidpipeError(f"transform.size: {img_size} is no multiple of {name}'s {patch}")
+        return model
     if not isinstance(model, VisionTransformer):
-        raise VidpipeError(f"backbone.name: {name} is a {type(model).__name__}, not a plain ViT")
+        kind = type(model).__name__
+        raise VidpipeError(f"backbone.name: {name} is a {kind}, not a plain ViT or Swin")
     if any(type(block) is not Block for block in model.blocks):
         raise VidpipeError(f"backbone.name: {name} has blocks that no method can adapt yet")
     return model
@@ -118,9 +129,7 @@ def _nearest(name: str) -> str:
     return f"; nearest is {near[0]}" if near else ""
 
 
-def _refuse_other_model(
-    config: BackboneConfig, vit: VisionTransformer, header: Mapping[str, str]
-) -> None:
+def _refuse_other_model(config: BackboneConfig, vit: ImageModel, header: Mapping[str, str]) -> None:
     """Compare what the weights file says of itself (where it does) with what was asked for."""
     name = config.name.partition(".")[0]
     for what, own in (("architecture", name), ("activation", activation_of(vit))):
@@ -131,11 +140,17 @@ def _refuse_other_model(
             )
 
 
-def fit_state(vit: VisionTransformer, state: Mapping[str, Tensor], source: str) -> None:
+def fit_state(vit: ImageModel, state: Mapping[str, Tensor], source: str) -> None:
     """Load `state` into `vit`, resizing the position grid; refuse anything missing or left over."""
-    fitted = checkpoint_filter_fn(
-        {k: v.float() for k, v in state.items()}, vit, interpolation="bicubic", antialias=False
-    )
+    given = {k: v.float() for k, v in state.items()}
+    if isinstance(vit, SwinTransformer):
+        try:
+            fitted = swin_transformer.checkpoint_filter_fn(given, vit)
+        except (AttributeError, RuntimeError) as error:  # a bias table of a block that is not there
+            reason = str(error).splitlines()[0]
+            raise VidpipeError(f"{source}: weights do not fit the model; {reason}") from None
+    else:
+        fitted = checkpoint_filter_fn(given, vit, interpolation="bicubic", antialias=False)
     # A classifier or projection on top of the features is not part of the frozen backbone.
     fitted = {k: v for k, v in fitted.items() if not k.startswith(("head.", "head_dist."))}
     if "mask_token" in fitted and not hasattr(vit, "mask_token"):

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.config import BackboneConfig
@@ -157,7 +158,7 @@ def bind(released: Released, backbone: Backbone, options: ImportOptions) -> Trai
             f"--num-frames {options.num_frames}: {released.file} was trained with {frames} frames"
         )
     classes = _classes(released, options.classes)
-    size = backbone.vit.patch_embed.img_size
+    size = _plain_vit(backbone).patch_embed.img_size
     assert size is not None  # a plain ViT of `load_backbone` always has one
     try:
         sampling = _sampling(method, frames, options)
@@ -190,9 +191,19 @@ def _meta(released: Released, options: ImportOptions) -> dict[str, Any]:
     return {key: value for key, value in meta.items() if value is not None}
 
 
+def _plain_vit(backbone: Backbone) -> VisionTransformer:
+    if not isinstance(backbone.vit, VisionTransformer):
+        raise VidpipeError(
+            f"--backbone {backbone.config.name}: not a plain ViT; a Swin checkpoint loads through "
+            "vidpipe.interop.build_from_reference"
+        )
+    return backbone.vit
+
+
 def _refuse_other_architecture(released: Released, backbone: Backbone, heads: int | None) -> None:
     """What weights cannot show, or show too late: sizes, activation, norm, heads."""
-    vit, state, name = backbone.vit, released.state, f"--backbone {backbone.config.name}"
+    vit, state = _plain_vit(backbone), released.state
+    name = f"--backbone {backbone.config.name}"
     width, depth = vit.embed_dim, len(vit.blocks)
     theirs = state["head.weight"].shape[1]
     if theirs != width:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.openclip import as_tokens, timm_name
 from vidpipe.errors import VidpipeError
+from vidpipe.interop.aim_swin import build_aim_swin
 from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.base import MethodConfig
 from vidpipe.methods.registry import VideoModel, build_method
@@ -77,11 +78,13 @@ def build_from_reference(state_dict: Mapping[str, Tensor], meta: Mapping[str, An
     """The model a released checkpoint describes, in eval mode, with its weights.
 
     `state_dict`: a whole model in the authors' layout (AIM, ST-Adapter, ZeroI2V on CLIP ViT, AIM on
-    ImageNet ViT; ZeroI2V also merged). `meta`: `method`, `heads` or `num_heads` and the authors'
-    constructor options. Returns a module from (B, 3, T, H, W) to logits; its attribute
+    ImageNet ViT and Swin; ZeroI2V also merged). `meta`: `method`, `heads` or `num_heads` and the
+    authors' constructor options. Returns a module from (B, 3, T, H, W) to logits; its attribute
     `reference_names` maps our parameter names to the checkpoint's.
     Raises VidpipeError for another layout, missing options, or tensors that do not fit.
     """
+    if meta.get("backbone") == "swin":
+        return build_aim_swin(state_dict, meta)
     method = str(meta.get("method"))
     if method not in ("aim", "st_adapter", "zeroi2v"):
         raise VidpipeError(f"meta.method: {method!r}; expected aim, st_adapter or zeroi2v")

@@ -1,4 +1,7 @@
-"""What every method shares: a frozen image ViT, a head, and a declared set of trained parameters."""
+"""What every method shares: a frozen image model, a head, and a declared set of trained parameters.
+
+The forward here is a ViT's; `methods.swin` has that of a Swin.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class VideoModel(nn.Module):
         self.vit = vit.requires_grad_(False)
         self.num_frames = num_frames
         self.config = config
-        self.width: int = vit.embed_dim
+        self.width: int = vit.num_features
         self.head_dropout = nn.Dropout(config.head_dropout)
         self.head = nn.Linear(self.width, num_classes)
         nn.init.normal_(self.head.weight, std=self.head_init_std)
@@ -105,13 +108,17 @@ class VideoModel(nn.Module):
         for part in (*trained, self.head):
             part.requires_grad_(True)
 
+    def carried(self) -> dict[str, nn.Parameter]:
+        """Parameters of an adapter checkpoint: the trained ones, unless a method adds others."""
+        return {n: p for n, p in self.named_parameters() if p.requires_grad}
+
     def adapter_state(self) -> dict[str, Tensor]:
         """The trained tensors by name: all that an adapter checkpoint holds."""
-        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+        return {n: p.detach() for n, p in self.carried().items()}
 
     def load_adapter_state(self, state: dict[str, Tensor], source: str) -> None:
         """Load `adapter_state` of an equally configured model; refuse any other set of names."""
-        own = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        own = self.carried()
         refuse_mismatch(source, own, state)
         with torch.no_grad():
             for name, parameter in own.items():

@@ -131,7 +131,7 @@ class ZeroI2V(STDHA):
         self.refuse_merge()
         config = self.config.model_copy(update={"adapters": ()})
         classes = self.head.out_features
-        merged = ZeroI2V(copy.deepcopy(self.vit), classes, self.num_frames, config)
+        merged = type(self)(copy.deepcopy(self.vit), classes, self.num_frames, config)
         self.copy_rest(merged)
         for block, adapters in zip(merged.blocks, self.adapters, strict=True):
             by_name = cast(nn.ModuleDict, adapters)
