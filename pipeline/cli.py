@@ -31,7 +31,7 @@ Recipe = Annotated[
 ]
 DataRoot = Annotated[str | None, typer.Option(help="Folder of the videos (data.root).")]
 Out = Annotated[Path, typer.Option(help="Folder that holds data/, models/ and results/.")]
-Method = Annotated[str, typer.Option(help="A key of `methods` in the parameters.")]
+Method = Annotated[str, typer.Option(help="A method; `vidpipe methods` lists them.")]
 
 PARAMS, HERE = Path("params.yaml"), Path()
 
@@ -183,7 +183,7 @@ def run(
 @app.command()
 def profile(
     method: Annotated[
-        str | None, typer.Option(help="A method; without its block in params.yaml: its defaults.")
+        str | None, typer.Option(help="A method; `vidpipe methods` lists them.")
     ] = None,
     params: ParamsFile = PARAMS,
     recipe: Recipe = None,
@@ -204,8 +204,8 @@ def profile(
         return
     if method is None:
         raise VidpipeError("profile: expected --method NAME or --paper-tables")
-    # A method needs no block in params.yaml to be looked at.
-    resolved = _params(params, recipe, None, [f"methods.{method}={{}}", *(set or [])])
+    resolved = _params(params, recipe, None, set)
+    resolved.method(method)
     from pipeline import profile as stage
 
     stage.run(resolved, method, classes, json)
@@ -237,6 +237,17 @@ def show_params(
         write_overlay(params, overlay)
     else:
         typer.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, what they are, and whether they have a form for Swins."""
+    from vidpipe.methods.registry import METHODS, SWIN_METHODS
+
+    for name, method in METHODS.items():
+        doc = (method.__doc__ or "").strip() or (sys.modules[method.__module__].__doc__ or "").strip()
+        swin = "ViT, Swin" if name in SWIN_METHODS else "ViT"
+        typer.echo(f"{name:20} {swin:10} {doc.splitlines()[0]}")
 
 
 @app.command()

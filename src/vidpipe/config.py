@@ -204,9 +204,14 @@ class Params(Section):
         return self
 
     def method(self, name: str) -> MethodConfig:
-        if name not in self.methods:
-            raise VidpipeError(f"--method {name}: not in params.yaml{nearest(name, self.methods)}")
-        return self.methods[name]
+        """The options of method `name`: its block, or its defaults where it has no block."""
+        if name in self.methods:
+            return self.methods[name]
+        from vidpipe.methods.registry import METHODS
+
+        if name not in METHODS:
+            raise VidpipeError(f"--method {name}: no such method{nearest(name, METHODS)}")
+        return METHODS[name].Config()
 
 
 def nearest(name: str, valid: Any) -> str:
