@@ -245,7 +245,9 @@ def methods() -> None:
     from vidpipe.methods.registry import METHODS, SWIN_METHODS
 
     for name, method in METHODS.items():
-        doc = (method.__doc__ or "").strip() or (sys.modules[method.__module__].__doc__ or "").strip()
+        doc = (method.__doc__ or "").strip() or (
+            sys.modules[method.__module__].__doc__ or ""
+        ).strip()
         swin = "ViT, Swin" if name in SWIN_METHODS else "ViT"
         typer.echo(f"{name:20} {swin:10} {doc.splitlines()[0]}")
 

@@ -148,6 +148,8 @@ class FineTune(VideoModel):
 
 
 class FullFineTune(FineTune):
+    """Full fine-tuning, on space-only, divided (TimeSformer) or shifted (X-ViT) attention."""
+
     name = "full_finetune"
 
     def trained(self) -> Trained:
@@ -159,6 +161,8 @@ class PartialConfig(FineTuneConfig):
 
 
 class Partial(FineTune):
+    """Partial fine-tuning: the last blocks and the final norm."""
+
     name = "partial"
     Config = PartialConfig
     config: PartialConfig
@@ -176,7 +180,7 @@ class Partial(FineTune):
 
 
 class BitFit(FineTune):
-    """All biases (Ben Zaken et al., ACL 2022), and what the architecture adds."""
+    """BitFit (Ben Zaken et al., ACL 2022): all biases, and what the architecture adds."""
 
     name = "bitfit"
 
@@ -190,7 +194,7 @@ class TemporalFineTuneConfig(FineTuneConfig):
 
 
 class TemporalFineTune(FineTune):
-    """The frozen image model, and everything temporal trained ("temporal fine-tuning")."""
+    """Temporal fine-tuning: the frozen image model, and everything that mixes frames trained."""
 
     name = "temporal_finetune"
     Config = TemporalFineTuneConfig
