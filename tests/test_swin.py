@@ -318,7 +318,7 @@ class _NotCounted(torch.nn.Module):
         ),
         ("aim", {"num_temporal_adapters": 2}, "num_temporal_adapters: 2, but"),
         ("zeroi2v", {"channel_offsets": [[16, 1]]}, "channel_offsets: for ViTs"),
-        ("zeroi2v", {"head_offsets": [1, 1, 1]}, "3 offsets for a stage of 2 heads"),
+        ("zeroi2v", {"head_offsets": [1, 1, 1]}, "3 offsets for 2 heads"),
         ("zeroi2v", {"head_offsets": [[1]]}, "1 lists for 2 stages"),
     ],
 )

@@ -136,10 +136,10 @@ def channel_groups(
             f"methods.{method}.head_offsets: {len(per_block)} lists, expected one for each of "
             f"{depth} blocks"
         )
-    return [_head_groups(own, method, width, heads) for own in per_block]
+    return [head_groups(own, method, width, heads) for own in per_block]
 
 
-def _head_groups(offsets: tuple[int, ...], method: str, width: int, heads: int) -> Groups:
+def head_groups(offsets: tuple[int, ...], method: str, width: int, heads: int) -> Groups:
     if len(offsets) > heads:
         raise VidpipeError(
             f"methods.{method}.head_offsets: {len(offsets)} offsets for {heads} heads"

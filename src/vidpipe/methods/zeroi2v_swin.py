@@ -24,6 +24,7 @@ from vidpipe.backbones.swin import (
 )
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import TemporalEmbedding
+from vidpipe.methods.stdha import head_groups
 from vidpipe.methods.swin import TubeletModel
 from vidpipe.methods.zeroi2v import LinearAdapter, ZeroI2V, ZeroI2VConfig
 
@@ -58,18 +59,10 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
             raise VidpipeError("methods.zeroi2v.channel_offsets: for ViTs; give head_offsets")
         attentions = [blocks_of_stage(stage)[0].attn for stage in stages_of(self.swin)]
         given = _per_stage(config.head_offsets, [attn.num_heads for attn in attentions])
-        groups = []
-        for attn, offsets in zip(attentions, given, strict=True):
-            if len(offsets) > attn.num_heads:
-                raise VidpipeError(
-                    f"methods.zeroi2v.head_offsets: {len(offsets)} offsets for a stage of "
-                    f"{attn.num_heads} heads"
-                )
-            channels = attn.qkv.out_features // 3 // attn.num_heads
-            rest = attn.num_heads - len(offsets)
-            moved = tuple((channels, dt) for dt in offsets)
-            groups.append((*moved, (rest * channels, 0)) if rest else moved)
-        return groups
+        return [
+            head_groups(offsets, self.name, attn.qkv.in_features, attn.num_heads)
+            for attn, offsets in zip(attentions, given, strict=True)
+        ]
 
     def embed_clip(self, video: Tensor) -> tuple[Tensor, int]:
         x, pairs = TubeletModel.embed_clip(self, video)
