@@ -11,10 +11,11 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 from pipeline.console import console, progress
-from vidpipe.config import DataConfig, ExtractConfig
+from vidpipe.data.config import DataConfig
 from vidpipe.data.layouts import Item, list_items, resolve_inside
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder
+from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import extract_one, quarantined
 from vidpipe.video.store import shard_path, write_manifest
 
@@ -24,7 +25,8 @@ def run(data: DataConfig, extract: ExtractConfig, out: Path) -> dict[str, Any]:
 
     Raises VidpipeError when more than `extract.max_bad_fraction` of the files are bad.
     """
-    items = list_items(data)
+    listing = list_items(data)
+    items = listing.items
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside the store, so that a full disk is met here and parts can be moved without a copy.
     with tempfile.TemporaryDirectory(prefix=".extract.", dir=out.parent) as parts:
@@ -33,7 +35,7 @@ def run(data: DataConfig, extract: ExtractConfig, out: Path) -> dict[str, Any]:
         _refuse_if_too_bad(rows, extract)
         with atomic_folder(out) as folder:
             _write_shards(rows, Path(parts), folder, extract.shard_mb * 2**20)
-            write_manifest(folder, rows)
+            write_manifest(folder, rows, listing.classes)
     reasons = Counter(row["reason"] for row in rows if row["status"] != "ok")
     for row in rows:
         if row["status"] != "ok":

@@ -17,7 +17,6 @@ from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.config import Params
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
-from vidpipe.data.layouts import class_names
 from vidpipe.files import atomic_folder, write_json, write_text
 from vidpipe.profile import cost
 from vidpipe.training.checkpoint import TrainedModel, load_adapter, new_model, save_adapter
@@ -28,7 +27,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     """Train `method` and publish its adapter checkpoint; returns the last epoch's metrics."""
     torch.set_num_threads(params.train.threads)
     store = open_store(workspace, params)
-    classes = class_names(params.data, store.rows.label)
+    classes = list(store.classes)
     trained = _seeded_model(params, method, classes)
     costs = cost(trained.model, params.transform.size)
     identity = training_hash(params, method, workspace, trained.backbone.sha256)

@@ -65,6 +65,7 @@ def training_hash(params: Params, method: str, workspace: Workspace, weights_sha
     return config_hash(
         method,
         params.method(method),
+        params.subset,
         params.sampling,
         params.transform,
         params.train,

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_video import moving
 
-from vidpipe.config import DataConfig, SamplingConfig, TransformConfig
 from vidpipe.data import sampling
+from vidpipe.data.config import DataConfig, SamplingConfig, TransformConfig
 from vidpipe.data.dataset import Clips, EpochBatches, TrainSet, ViewSet, to_input, train_loader
 from vidpipe.data.layouts import list_items
 from vidpipe.errors import VidpipeError
@@ -35,12 +35,12 @@ def touch(root: Path, *paths: str) -> None:
 
 def test_folder_per_class(tmp_path: Path) -> None:
     touch(tmp_path, *(f"{c}/{i}.mp4" for c in ("walk", "run") for i in range(10)), "run/notes.txt")
-    items = list_items(DataConfig(root=str(tmp_path)))
+    items = list_items(DataConfig(root=str(tmp_path))).items
     assert len(items) == 20
     held_out = [item for item in items if item.split == "val"]
     assert sorted(item.label for item in held_out) == ["run"] * 2 + ["walk"] * 2
     touch(tmp_path, "walk/new.mp4")
-    again = {item.path: item.split for item in list_items(DataConfig(root=str(tmp_path)))}
+    again = {item.path: item.split for item in list_items(DataConfig(root=str(tmp_path))).items}
     moved = [item for item in items if again[item.path] != item.split]
     assert len(moved) <= 1  # adding a video reshuffles nothing
 
@@ -55,7 +55,7 @@ def test_csv_with_splits_and_a_rule_for_rows_to_keep(tmp_path: Path) -> None:
         tmp_path,
         "path,label,mirrored,split\na.mp4,x,0,train\nb.mp4,y,1,train\nc.mp4,x,0,val\nd.mp4,y,1,val\n",
     ).model_copy(update={"keep": {"val": {"mirrored": "0"}}})
-    assert [item.path for item in list_items(config)] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert [item.path for item in list_items(config).items] == ["a.mp4", "b.mp4", "c.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
         )
         data += clip
     (root / "shard-00000.bin").write_bytes(data)
-    write_manifest(root, rows)
+    write_manifest(root, rows, ("a", "b"))
     return FrameStore(root)
 
 

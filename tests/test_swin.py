@@ -14,7 +14,7 @@ from timm.models import SwinTransformer
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.swin import attend_over_time, with_tubelets
 from vidpipe.backbones.zoo import architecture, load_backbone
-from vidpipe.config import SamplingConfig, TransformConfig
+from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.export.package import inference_model, load_package, prove_parity, save_package
 from vidpipe.methods.registry import METHODS, SWIN_METHODS, VideoModel, build_method

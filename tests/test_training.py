@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import architecture, load_backbone
-from vidpipe.config import SamplingConfig, TrainConfig, TransformConfig
+from vidpipe.config import TrainConfig
+from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.export.package import (
     inference_model,

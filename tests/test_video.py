@@ -13,8 +13,8 @@ from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidpipe.config import ExtractConfig
 from vidpipe.errors import VidpipeError
+from vidpipe.video.config import ExtractConfig
 from vidpipe.video.decode import canonical_size
 from vidpipe.video.encode import encode_h264
 from vidpipe.video.extract import extract_one
@@ -196,7 +196,7 @@ def store_with(root: Path, clips: list[bytes], frames: int) -> None:
         )
         data += clip
     (root / "shard-00000.bin").write_bytes(data)
-    write_manifest(root, rows)
+    write_manifest(root, rows, ("a", "b"))
 
 
 @pytest.mark.parametrize("cache_mb", [0, 1, 64])

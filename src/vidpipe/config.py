@@ -1,7 +1,8 @@
 """The schema of params.yaml: the single place where a number of the pipeline is defined.
 
-Read through pydantic in lax mode only (DVC writes `1e-05`, which YAML 1.1 reads as text). A method's
-own fields live in the method's file and are reached through the registry.
+Read through pydantic in lax mode only (DVC writes `1e-05`, which YAML 1.1 reads as text). The sections
+of the input side are in video/config.py and data/config.py; a method's own fields live in the
+method's file and are reached through the registry.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SerializeAsAny,
     ValidationError,
@@ -24,83 +24,12 @@ from pydantic import (
 )
 
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.data.config import DataConfig, SamplingConfig, SubsetConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import MethodConfig
+from vidpipe.section import Section
+from vidpipe.video.config import ExtractConfig
 from vidpipe.video.rendered import SynthConfig
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-
-class ColumnsConfig(Section):
-    """Names of the columns in `data.annotations`."""
-
-    path: str = "path"
-    label: str = "label"
-    split: str = "split"
-
-
-class DataConfig(Section):
-    root: str = Field(description="folder of videos; every path in annotations is relative to it")
-    annotations: str | None = Field(
-        None, description="CSV inside root, one row a video; null: one folder a class"
-    )
-    columns: ColumnsConfig = ColumnsConfig()
-    classes: tuple[str, ...] | None = Field(None, description="null: the labels found, sorted")
-    keep: dict[str, dict[str, str]] = Field(
-        {}, description="per split, column: value that a row must have, such as val: {mirrored: 0}"
-    )
-    val_fraction: float = Field(
-        0.2, gt=0, lt=1, description="of each class, where there is no split column"
-    )
-    seed: int = 0
-
-    @field_validator("keep", mode="before")
-    @classmethod
-    def _text(cls, keep: Any) -> Any:
-        # YAML reads `mirrored: 0` as a number; a CSV column is text.
-        if isinstance(keep, Mapping):
-            return {
-                split: {k: str(v) for k, v in rule.items()} if isinstance(rule, Mapping) else rule
-                for split, rule in keep.items()
-            }
-        return keep
-
-
-class ExtractConfig(Section):
-    short_side: int = Field(ge=16, le=4096, description="pixels; longer side keeps the aspect")
-    gop: int = Field(8, ge=1, description="frames between key frames of the store's H.264")
-    crf: int = Field(20, ge=0, le=51, description="H.264 quality of the store; lower is better")
-    num_workers: int = Field(2, ge=1, description="decoding processes, one thread each")
-    min_frames: int = Field(2, ge=1, description="shorter videos are quarantined (too_short)")
-    max_frames: int = Field(100_000, ge=1, description="longer ones too (too_large)")
-    max_pixels: int = Field(8192 * 4320, ge=1, description="of one source frame (too_large)")
-    timeout_s: float = Field(300, gt=0, description="per video")
-    max_bad_fraction: float = Field(0.1, ge=0, le=1, description="more quarantined fails the stage")
-    shard_mb: int = Field(256, ge=1)
-
-
-class SamplingConfig(Section):
-    strategy: Literal["uniform", "dense"] = Field(
-        description="uniform: T equal segments; dense: T frames at a stride"
-    )
-    num_frames: int = Field(ge=1, le=256)
-    stride: int = Field(8, ge=1, description="dense only")
-    short_clips: Literal["loop", "repeat_last"] = Field(
-        "loop",
-        description="dense only: clips shorter than the span (AIM loops, ST-Adapter repeats)",
-    )
-
-
-class TransformConfig(Section):
-    size: int = Field(ge=14, le=1024, description="square input of the backbone, pixels")
-    crop: Literal["random_resized", "random", "center"] = Field(
-        "random_resized", description="in training; evaluation crops along the long side"
-    )
-    scale: tuple[float, float] = Field((0.08, 1.0), description="area range of random_resized")
-    ratio: tuple[float, float] = (0.75, 1.3333)
-    flip: bool = Field(False, description="leave off where classes differ by direction")
 
 
 class TrainConfig(Section):
@@ -119,6 +48,13 @@ class TrainConfig(Section):
     use_gpu: Literal["auto", "yes", "no"] = "auto"
     threads: int = Field(2, ge=1, description="of torch, per process; changes the last bits")
     loader_workers: int = Field(0, ge=0, description="decoding processes per training worker")
+    prefetch: int = Field(2, ge=1, description="batches each loader worker keeps ready")
+    shuffle: Literal["full", "shards"] = Field(
+        "full", description="shards: in windows of a few shards, for a store read over a network"
+    )
+    max_bad_reads: float = Field(
+        0.01, ge=0, le=1, description="of an epoch's clips; more unreadable ones end the training"
+    )
     cache_mb: int = Field(1024, ge=0, description="decoded clips kept in memory, per process")
     seed: int = 0
 
@@ -163,6 +99,7 @@ class Params(Section):
     synth: SynthConfig = SynthConfig()
     data: DataConfig
     extract: ExtractConfig
+    subset: SubsetConfig = SubsetConfig()
     sampling: SamplingConfig
     transform: TransformConfig
     backbone: BackboneConfig

@@ -15,7 +15,7 @@ import torchvision.transforms.v2 as T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vidpipe.config import SamplingConfig, TransformConfig
+from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.data.sampling import test_indices, train_indices
 from vidpipe.errors import VidpipeError
 from vidpipe.video.store import FrameStore

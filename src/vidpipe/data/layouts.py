@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidpipe.config import DataConfig, nearest
+from vidpipe.config import nearest
+from vidpipe.data.config import DataConfig
 from vidpipe.errors import VidpipeError
 
 VIDEO_SUFFIXES = frozenset(
@@ -28,8 +29,16 @@ class Item:
     split: str
 
 
-def list_items(config: DataConfig) -> list[Item]:
-    """Every video of the data set, sorted by path.
+@dataclass(frozen=True)
+class Listing:
+    """What a data set has. `classes`: class index -> name, in the data set's own order."""
+
+    items: list[Item]
+    classes: tuple[str, ...]
+
+
+def list_items(config: DataConfig) -> Listing:
+    """Every video of the data set, sorted by path, and its classes.
 
     Raises VidpipeError for a missing folder or column, a path outside the root, a label outside
     `data.classes`, a path listed twice, fewer than two classes, or an empty split.
@@ -58,12 +67,7 @@ def list_items(config: DataConfig) -> list[Item]:
     for split in ("train", "val"):
         if not any(item.split == split for item in items):
             raise VidpipeError(f"data.root: {root}: no video in split {split!r}")
-    return items
-
-
-def class_names(config: DataConfig, labels: pd.Series) -> list[str]:
-    """Class index -> name: the configured order, or the labels found, sorted."""
-    return list(config.classes) if config.classes is not None else sorted(set(labels))
+    return Listing(items, config.classes if config.classes is not None else tuple(labels))
 
 
 def resolve_inside(root: Path, relative: str) -> Path:

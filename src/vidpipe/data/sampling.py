@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vidpipe.config import SamplingConfig
+from vidpipe.data.config import SamplingConfig
 
 Indices = NDArray[np.int64]
 

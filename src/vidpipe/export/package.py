@@ -19,7 +19,7 @@ from torch import Tensor
 from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import architecture
-from vidpipe.config import SamplingConfig, TransformConfig
+from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, write_json
 from vidpipe.methods.base import VideoModel

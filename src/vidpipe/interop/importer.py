@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
-from vidpipe.config import SamplingConfig, TransformConfig, explain
+from vidpipe.config import explain
+from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.interop.reference import (
     depth_of,

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
-from vidpipe.config import Params, SamplingConfig, TransformConfig
+from vidpipe.config import Params
+from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, write_json
 from vidpipe.methods.config import MethodConfig

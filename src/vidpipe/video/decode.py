@@ -16,7 +16,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from vidpipe.config import ExtractConfig
+from vidpipe.video.config import ExtractConfig
 
 Frame = NDArray[np.uint8]
 

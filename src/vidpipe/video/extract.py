@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vidpipe.config import ExtractConfig
 from vidpipe.files import atomic_file, sha256
+from vidpipe.video.config import ExtractConfig
 from vidpipe.video.decode import QuarantineError, decode
 from vidpipe.video.encode import encode_h264
 
-BAD: dict[str, Any] = {"frames": 0, "fps": 0.0, "width": 0, "height": 0, "sha256": ""}
+BAD: dict[str, Any] = {
+    "frames": 0,
+    "fps": 0.0,
+    "width": 0,
+    "height": 0,
+    "sha256": "",
+    "source_bytes": 0,
+}
 
 
 def extract_one(source: Path, part: Path, config: ExtractConfig) -> dict[str, Any]:
@@ -43,6 +50,7 @@ def extract_one(source: Path, part: Path, config: ExtractConfig) -> dict[str, An
         "width": width,
         "height": height,
         "sha256": digest,
+        "source_bytes": source.stat().st_size,
     }
 
 

@@ -1,18 +1,20 @@
 """The frame store: a few large shards and a manifest; frame i of clip c in O(1).
 
 `store/manifest.parquet` has one row a source video (schema below), `store/shard-00000.bin` the
-canonical MP4 of each clip, end to end; a row's `shard`, `offset` and `nbytes` find it. Only `ok`
-rows have one. Schema version 1.
+canonical form of each clip, end to end; a row's `shard`, `offset` and `nbytes` find it. Only `ok`
+rows have one. The file's metadata names the version, the tier and the classes in order.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import json
 import logging
 import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ from vidpipe.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
-VERSION = b"1"
-_VERSION_KEY = b"vidpipe.manifest.version"
+VERSION = b"2"
+_VERSION_KEY, _CLASSES_KEY, _TIER_KEY = (
+    f"vidpipe.manifest.{name}".encode() for name in ("version", "classes", "tier")
+)
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # unique
@@ -43,11 +47,11 @@ SCHEMA = pa.schema(
         ("width", pa.int64()),
         ("height", pa.int64()),
         ("sha256", pa.string()),  # of the source file
+        ("source_bytes", pa.int64()),
         ("shard", pa.int64()),
         ("offset", pa.int64()),  # bytes
         ("nbytes", pa.int64()),
-    ],
-    metadata={_VERSION_KEY: VERSION},
+    ]
 )
 
 
@@ -55,13 +59,26 @@ def shard_path(root: Path, shard: int) -> Path:
     return root / f"shard-{shard:05d}.bin"
 
 
-def write_manifest(root: Path, rows: list[dict[str, Any]]) -> None:
+@dataclass(frozen=True)
+class Manifest:
+    rows: pd.DataFrame
+    """All rows, `ok` and `quarantined`, columns as in SCHEMA."""
+    classes: tuple[str, ...]
+    """Class index -> name."""
+    tier: str
+
+
+def write_manifest(
+    root: Path, rows: list[dict[str, Any]], classes: Sequence[str], tier: str = "compact"
+) -> None:
+    metadata = {_VERSION_KEY: VERSION, _CLASSES_KEY: json.dumps(list(classes)), _TIER_KEY: tier}
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
     with atomic_file(root / "manifest.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+        pq.write_table(table, path)
 
 
-def read_manifest(root: Path) -> pd.DataFrame:
-    """All rows. Raises VidpipeError when it is missing, unreadable or of another version."""
+def read_manifest(root: Path) -> Manifest:
+    """Raises VidpipeError when it is missing, unreadable or of another version."""
     path = root / "manifest.parquet"
     try:
         table = pq.read_table(path)
@@ -69,12 +86,14 @@ def read_manifest(root: Path) -> pd.DataFrame:
         raise VidpipeError(f"{path}: no such file; run `vidpipe extract` first") from None
     except (pa.ArrowException, OSError) as error:
         raise VidpipeError(f"{path}: not a readable Parquet file ({error})") from None
-    version = (table.schema.metadata or {}).get(_VERSION_KEY)
-    if version != VERSION:
+    metadata = table.schema.metadata or {}
+    if metadata.get(_VERSION_KEY) != VERSION:
         raise VidpipeError(
-            f"{path}: schema version {version!r}, expected {VERSION!r}; extract again"
+            f"{path}: schema version {metadata.get(_VERSION_KEY)!r}, expected {VERSION!r}; "
+            "extract again"
         )
-    return table.to_pandas()
+    classes = tuple(json.loads(metadata[_CLASSES_KEY]))
+    return Manifest(table.to_pandas(), classes, metadata[_TIER_KEY].decode())
 
 
 class FrameStore:
@@ -86,7 +105,9 @@ class FrameStore:
     def __init__(self, root: Path, cache_mb: int = 0) -> None:
         self.root = root
         manifest = read_manifest(root)
-        self.rows = manifest[manifest.status == "ok"].reset_index(drop=True)
+        self.classes = manifest.classes
+        self.tier = manifest.tier
+        self.rows = manifest.rows[manifest.rows.status == "ok"].reset_index(drop=True)
         self._frames: list[int] = self.rows.frames.tolist()
         self._cache_bytes = cache_mb * 2**20
         self._cached_bytes = 0

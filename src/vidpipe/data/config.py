@@ -1,0 +1,142 @@
+"""`data`, `subset`, `sampling` and `transform` in params.yaml. No torch, no pandas: read by the CLI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vidpipe.section import Section
+
+Layout = Literal["folders", "table", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51"]
+
+
+class ColumnsConfig(Section):
+    """Names of the columns of a table (layout `table`)."""
+
+    path: str = "path"
+    label: str = "label"
+    split: str = "split"
+
+
+class DataConfig(Section):
+    root: str = Field(description="folder of videos; every path in annotations is relative to it")
+    layout: Layout | None = Field(
+        None, description="null: `table` where annotations is given, else one folder a class"
+    )
+    annotations: str | None = Field(
+        None,
+        description="inside root. table: a CSV or Parquet file, one row a video; "
+        "the named data sets: the folder of their annotation files (default: root itself)",
+    )
+    columns: ColumnsConfig = ColumnsConfig()
+    classes: tuple[str, ...] | None = Field(
+        None, description="null: the data set's own list, or the labels found, sorted"
+    )
+    keep: dict[str, dict[str, str]] = Field(
+        {}, description="per split, column: value that a row must have, such as val: {mirrored: 0}"
+    )
+    split_number: Literal[1, 2, 3] = Field(1, description="ucf101 and hmdb51 only")
+    val_fraction: float = Field(
+        0.2, gt=0, lt=1, description="of each class, where there is no split column"
+    )
+    max_missing_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="of the listed videos that may be absent from the disk; each has a manifest row",
+    )
+    seed: int = 0
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _text(cls, keep: Any) -> Any:
+        # YAML reads `mirrored: 0` as a number; a CSV column is text.
+        if isinstance(keep, Mapping):
+            return {
+                split: {k: str(v) for k, v in rule.items()} if isinstance(rule, Mapping) else rule
+                for split, rule in keep.items()
+            }
+        return keep
+
+
+class SubsetConfig(Section):
+    """Training clips to use (AIM Fig. 3, ST-Adapter Fig. 2c); validation is never reduced.
+
+    Subsets are nested: the clips of a smaller one are among those of a larger one of equal seed.
+    """
+
+    fraction: float | None = Field(None, gt=0, le=1, description="of each class, at least one clip")
+    per_class: int | None = Field(None, ge=1, description="shots")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _one(self) -> SubsetConfig:
+        if self.fraction is not None and self.per_class is not None:
+            raise ValueError("give fraction or per_class, not both")
+        return self
+
+
+class SamplingConfig(Section):
+    strategy: Literal["uniform", "dense"] = Field(
+        description="uniform: T equal segments; dense: T frames at a stride"
+    )
+    num_frames: int = Field(ge=1, le=256)
+    stride: int = Field(8, ge=1, description="dense only")
+    short_clips: Literal["loop", "repeat_last"] = Field(
+        "loop",
+        description="dense only: clips shorter than the span (AIM loops, ST-Adapter repeats)",
+    )
+    rule: Literal["vidpipe", "aim", "st_adapter", "zeroi2v"] = Field(
+        "vidpipe",
+        description="whose arithmetic: ours, or to the frame that of a paper's code",
+    )
+
+
+class RandAugmentConfig(Section):
+    """One draw for all frames of a clip (Cubuk et al. 2020)."""
+
+    num_ops: int = Field(4, ge=1)
+    magnitude: int = Field(7, ge=0, le=30)
+
+
+class ColorJitterConfig(Section):
+    brightness: float = Field(0.0, ge=0)
+    contrast: float = Field(0.0, ge=0)
+    saturation: float = Field(0.0, ge=0)
+    hue: float = Field(0.0, ge=0, le=0.5)
+
+
+class TransformConfig(Section):
+    size: int = Field(ge=14, le=1024, description="square input of the backbone, pixels")
+    crop: Literal["random_resized", "short_side_jitter", "random", "center"] = Field(
+        "random_resized", description="in training; evaluation crops along the long side"
+    )
+    scale: tuple[float, float] = Field((0.08, 1.0), description="area range of random_resized")
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    short_side: tuple[int, int] | None = Field(
+        None, description="short_side_jitter: pixels, such as [256, 320]; then a random crop"
+    )
+    flip: bool = Field(False, description="leave off where classes differ by direction")
+    flip_pairs: tuple[tuple[str, str], ...] | Literal["ssv2"] = Field(
+        (),
+        description="with flip: classes that a mirror turns into each other; "
+        "ssv2: 86-87, 93-94, 166-167",
+    )
+    rand_augment: RandAugmentConfig | None = None
+    color_jitter: ColorJitterConfig | None = None
+    erase_probability: float = Field(0.0, ge=0, le=1, description="RandomErasing, after the rest")
+    mixup_alpha: float = Field(0.0, ge=0, description="Beta(a, a) weights pairs of clips; 0: off")
+    cutmix_alpha: float = Field(0.0, ge=0, description="as mixup; with both, each half of the time")
+
+    @model_validator(mode="after")
+    def _possible(self) -> TransformConfig:
+        if self.crop == "short_side_jitter":
+            low, high = self.short_side or (0, 0)
+            if not self.size <= low <= high:
+                raise ValueError(
+                    f"crop short_side_jitter needs short_side: [low, high] with "
+                    f"size {self.size} <= low <= high"
+                )
+        return self
