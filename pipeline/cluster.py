@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from torch import nn
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
-import ray
 import ray.train
 import ray.train.torch
+import ray.util
 from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+import ray
 from vidpipe.config import TrainConfig
 from vidpipe.errors import VidpipeError
 
@@ -147,3 +149,55 @@ def _refuse_impossible(config: TrainConfig, use_gpu: bool) -> None:
             f"cluster ({have.get('CPU', 0):g} CPU, {have.get('memory', 0) / 2**30:.1f} GB, "
             f"{have.get('GPU', 0):g} GPU) holds {fits}"
         )
+
+
+class _Holder:
+    """An actor: makes its function once, then applies it to one task after another."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        self.function = make()
+
+    def apply(self, task: Any) -> Any:
+        return self.function(task)
+
+
+def spread(
+    tasks: Iterable[Any], make: Callable[[], Callable[[Any], Any]], workers: int, address: str
+) -> Iterator[Any]:
+    """Results of `make()(task)` as they come, from `workers` actors of the Ray at `address`.
+
+    `local` starts a Ray of our own. An actor lost with its node is started elsewhere, and its task
+    repeated. Raises VidpipeError when there is no such Ray, or it is too small.
+    """
+    already = ray.is_initialized()
+    if not already:
+        where = {"num_cpus": workers} if address == "local" else {"address": address}
+        try:
+            ray.init(include_dashboard=False, logging_level=logging.WARNING, **where)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            line = (str(error).splitlines() or ["no answer"])[0]
+            raise VidpipeError(f"extract.ray_address: {address}: {line}") from None
+    try:
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        if cpus < workers:
+            raise VidpipeError(
+                f"extract.num_workers: {workers} decoders need a CPU each; the Ray at {address} has "
+                f"{cpus}"
+            )
+        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(_Holder)
+        pool = ray.util.ActorPool([actor.remote(make) for _ in range(workers)])
+        queue = iter(tasks)
+        for task in itertools.islice(queue, 2 * workers):
+            pool.submit(_apply, task)
+        while pool.has_next():
+            result = pool.get_next_unordered()
+            for task in itertools.islice(queue, 1):
+                pool.submit(_apply, task)
+            yield result
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _apply(actor: Any, task: Any) -> Any:
+    return actor.apply.remote(task)

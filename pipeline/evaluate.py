@@ -35,7 +35,10 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
         clips, trained.sampling, trained.transform, config.temporal_clips, config.spatial_crops
     )
     identity = config_hash(
-        config, folder_hash(workspace.adapter(method)), data_hash(workspace), trained.sampling
+        config,
+        folder_hash(workspace.adapter(method)),
+        data_hash(workspace, params),
+        trained.sampling,
     )
     with tracked_run(params.tracking, "evaluate", method, identity) as tracked:
         tracked.params({"evaluate": config.model_dump(mode="json"), "method": method})

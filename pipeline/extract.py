@@ -1,41 +1,80 @@
-"""Stage `extract`: video files -> frame store and manifest; damaged files are quarantined."""
+"""Stage `extract`: video files -> frame store and manifest; damaged files are quarantined.
+
+A decoder runs in a process of its own. One that hangs or dies costs its video and is replaced.
+"""
 
 from __future__ import annotations
 
 import concurrent.futures as futures
-import tempfile
+import multiprocessing
+import os
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from pipeline.console import console, progress
+from vidpipe.config import config_hash
 from vidpipe.data.config import DataConfig
 from vidpipe.data.layouts import Item, list_items, resolve_inside
 from vidpipe.errors import VidpipeError
-from vidpipe.files import atomic_folder
 from vidpipe.video.config import ExtractConfig
-from vidpipe.video.extract import extract_one, quarantined
-from vidpipe.video.store import shard_path, write_manifest
+from vidpipe.video.extract import Extracted, extract_one, quarantined
+from vidpipe.video.writer import StoreWriter
+
+Task = tuple[int, Path]
+Work = Callable[[Path, ExtractConfig], Extracted]
+# Not forked: this process has threads, and a fork may copy a lock that one of them holds.
+CONTEXT = multiprocessing.get_context("spawn")
 
 
-def run(data: DataConfig, extract: ExtractConfig, out: Path) -> dict[str, Any]:
+def run(
+    data: DataConfig, extract: ExtractConfig, out: Path, work: Work = extract_one
+) -> dict[str, Any]:
     """Write the store to `out` as a whole. Returns counts: clips, frames, and one per reason.
 
-    Raises VidpipeError when more than `extract.max_bad_fraction` of the files are bad.
+    Killed at any moment and run again, it goes on where it was. Raises VidpipeError when more than
+    `extract.max_bad_fraction` of the files are bad; what was decoded is kept for the next try.
     """
     listing = list_items(data)
-    items = listing.items
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the store, so that a full disk is met here and parts can be moved without a copy.
-    with tempfile.TemporaryDirectory(prefix=".extract.", dir=out.parent) as parts:
-        rows = _decode_all(items, Path(data.root), Path(parts), extract)
-        _mark_duplicates(rows)
-        _refuse_if_too_bad(rows, extract)
-        with atomic_folder(out) as folder:
-            _write_shards(rows, Path(parts), folder, extract.shard_mb * 2**20)
-            write_manifest(folder, rows, listing.classes)
+    root = Path(data.root)
+    sources = [resolve_inside(root, item.path) for item in listing.items]
+    stats = [_stat(source) for source in sources]
+    listed = [
+        {"id": id_, "path": item.path, "label": item.label, "split": item.split}
+        for id_, item in zip(_unique_ids(listing.items), listing.items, strict=True)
+    ]
+    # What decides the bytes; how the work is shared out does not.
+    decisive = extract.model_dump(
+        exclude={"num_workers", "ray_address", "max_bad_fraction", "timeout_s"}
+    )
+    writer = StoreWriter(
+        out,
+        config_hash(decisive, listing.classes, listed),
+        listed,
+        stats,
+        shard_bytes=int(extract.shard_mb * 2**20),
+        timeout_s=extract.timeout_s,
+    )
+    with closing(writer):
+        pending = writer.pending()
+        if len(pending) < len(listed):
+            console.print(
+                f"going on: {len(listed) - len(pending)} of {len(listed)} videos are done"
+            )
+        with progress() as bar:
+            task = bar.add_task(
+                "extract", total=len(listed), completed=len(listed) - len(pending), info=""
+            )
+            for index, clip in _decode(((i, sources[i]) for i in pending), extract, work):
+                writer.add(index, clip)
+                speed = bar.tasks[0].finished_speed or bar.tasks[0].speed or 0
+                bar.update(task, advance=1, info=f"{speed:.1f} clips/s")
+        _refuse_if_too_bad(writer.all_rows(), extract)
+        rows = writer.finish(listing.classes, extract.tier)
     reasons = Counter(row["reason"] for row in rows if row["status"] != "ok")
     for row in rows:
         if row["status"] != "ok":
@@ -49,91 +88,94 @@ def run(data: DataConfig, extract: ExtractConfig, out: Path) -> dict[str, Any]:
     }
 
 
-def _part(parts: Path, index: int) -> Path:
-    return parts / f"{index}.mp4"
+def _stat(source: Path) -> tuple[int, int]:
+    try:
+        found = source.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
-def _decode_all(
-    items: list[Item], root: Path, parts: Path, config: ExtractConfig
-) -> list[dict[str, Any]]:
-    """A row an item, in order. A decoder that hangs or dies costs one video and one process."""
-    ids = _unique_ids(items)
-    measured: list[dict[str, Any]] = []
-    workers = min(config.num_workers, len(items))
-    with ProcessPool(max_workers=workers) as pool, progress() as bar:
-        task = bar.add_task("extract", total=len(items), info="")
-        pending = []
-        for index, item in enumerate(items):
-            source = resolve_inside(root, item.path)
-            future = pool.schedule(
-                extract_one, args=[source, _part(parts, index), config], timeout=config.timeout_s
-            )
-            pending.append(future)
-        for future in pending:
-            try:
-                measured.append(future.result())
-            except futures.TimeoutError:
-                measured.append(quarantined("timeout", f"longer than {config.timeout_s:g} s"))
-            except ProcessExpired as error:
-                measured.append(quarantined("crashed", f"the decoder's process died: {error}"))
-            bar.advance(task)
-    return [
-        {"id": id_, "path": item.path, "label": item.label, "split": item.split, **row}
-        for id_, item, row in zip(ids, items, measured, strict=True)
-    ]
+def _decode(
+    tasks: Iterable[Task], config: ExtractConfig, work: Work
+) -> Iterator[tuple[int, Extracted]]:
+    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    if address is None:
+        yield from decode_here(tasks, config, work, config.num_workers)
+    else:
+        from pipeline import cluster
+
+        yield from cluster.spread(
+            tasks, lambda: OneDecoder(config, work), config.num_workers, address
+        )
+
+
+def decode_here(
+    tasks: Iterable[Task], config: ExtractConfig, work: Work, workers: int
+) -> Iterator[tuple[int, Extracted]]:
+    """Results as they come, from `workers` processes of this machine."""
+    queue = iter(tasks)
+    waiting: dict[futures.Future[Extracted], int] = {}
+    with ProcessPool(max_workers=workers, context=CONTEXT) as pool:
+        while True:
+            # A few more than there are workers, so that none waits and none of 240,000 futures piles up.
+            while len(waiting) < 2 * workers and (task := next(queue, None)) is not None:
+                index, source = task
+                future: futures.Future[Extracted] = pool.schedule(
+                    work, args=[source, config], timeout=config.timeout_s
+                )
+                waiting[future] = index
+            if not waiting:
+                return
+            done, _ = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), _outcome(future, config)
+
+
+def _outcome(future: futures.Future[Extracted], config: ExtractConfig) -> Extracted:
+    try:
+        return future.result()
+    except futures.TimeoutError:
+        return quarantined("timeout", f"longer than extract.timeout_s {config.timeout_s:g}")
+    except ProcessExpired as error:
+        return quarantined("crashed", f"the decoder's process died: {error}")
+    except MemoryError:
+        return quarantined("crashed", "the decoder ran out of memory")
+
+
+class OneDecoder:
+    """What each worker of a cluster holds: one guarded process, as on a single machine."""
+
+    def __init__(self, config: ExtractConfig, work: Work) -> None:
+        self.config, self.work = config, work
+        self.pool = ProcessPool(max_workers=1, context=CONTEXT)
+
+    def __call__(self, task: Task) -> tuple[int, Extracted]:
+        index, source = task
+        timeout = self.config.timeout_s
+        future = self.pool.schedule(self.work, args=[source, self.config], timeout=timeout)
+        return index, _outcome(future, self.config)
 
 
 def _unique_ids(items: list[Item]) -> list[str]:
     """The path without its suffix; with it where two files differ by nothing else."""
-    stems = [str(Path(item.path).with_suffix("")) for item in items]
+    stems = [item.path.rpartition(".")[0] or item.path for item in items]
     count = Counter(stems)
     return [item.path if count[stem] > 1 else stem for item, stem in zip(items, stems, strict=True)]
 
 
-def _mark_duplicates(rows: list[dict[str, Any]]) -> None:
-    """The same bytes twice would leak from train into val, or count twice: keep the first."""
-    seen: dict[str, str] = {}
-    for row in rows:
-        if row["status"] != "ok":
-            continue
-        first = seen.setdefault(row["sha256"], row["path"])
-        if first != row["path"]:
-            row.update(quarantined("duplicate", f"same bytes as {first}", row["sha256"]))
-
-
 def _refuse_if_too_bad(rows: list[dict[str, Any]], config: ExtractConfig) -> None:
-    reasons = Counter(row["reason"] for row in rows if row["status"] != "ok")
-    bad = sum(reasons.values())
-    if bad > config.max_bad_fraction * len(rows):
+    # How many files may be absent is data.max_missing_fraction's business.
+    present = [row for row in rows if row["reason"] != "missing_file"]
+    bad = [row for row in present if row["status"] != "ok"]
+    if len(bad) > config.max_bad_fraction * len(present):
+        reasons = Counter(row["reason"] for row in bad)
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-        worst = next(row for row in rows if row["status"] != "ok")
         raise VidpipeError(
-            f"extract: {bad} of {len(rows)} videos are bad ({listed}; first {worst['path']}: "
-            f"{worst['detail']}), more than extract.max_bad_fraction {config.max_bad_fraction:g}"
+            f"extract: {len(bad)} of {len(present)} videos are bad ({listed}; first "
+            f"{bad[0]['path']}: {bad[0]['detail']}), more than extract.max_bad_fraction "
+            f"{config.max_bad_fraction:g}; raise it to go on without them (nothing is decoded again)"
         )
     for split in ("train", "val"):
         if not any(row["status"] == "ok" and row["split"] == split for row in rows):
             raise VidpipeError(f"extract: no usable video is left in split {split!r}")
-
-
-def _write_shards(rows: list[dict[str, Any]], parts: Path, folder: Path, shard_bytes: int) -> None:
-    """Parts end to end, in the rows' order: the bytes do not depend on the number of workers."""
-    shard = offset = 0
-    file = None
-    try:
-        for index, row in enumerate(rows):
-            row.update(shard=-1, offset=0, nbytes=0)
-            if row["status"] != "ok":
-                continue
-            data = _part(parts, index).read_bytes()
-            if file is not None and offset + len(data) > shard_bytes:
-                file.close()
-                file, shard, offset = None, shard + 1, 0
-            if file is None:
-                file = shard_path(folder, shard).open("wb")
-            file.write(data)
-            row.update(shard=shard, offset=offset, nbytes=len(data))
-            offset += len(data)
-    finally:
-        if file is not None:
-            file.close()

@@ -35,7 +35,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     with tracked_run(params.tracking, "train", method, identity) as tracked:
         tracked.params(_shown_params(params, method))
         tracked.params({"classes": len(classes), "clips": len(store)})
-        tracked.tags({"data.sha256": data_hash(workspace)})
+        tracked.tags({"data.sha256": data_hash(workspace, params)})
         tracked.metrics({f"cost.{k}": v for k, v in vars(costs).items()})
         checkpoint = cluster.train(
             worker,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vidpipe.config import Params, config_hash
 from vidpipe.files import sha256
-from vidpipe.video.store import FrameStore
+from vidpipe.video.store import FrameStore, manifest_sha256
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Workspace:
 
 
 def open_store(workspace: Workspace, params: Params) -> FrameStore:
-    return FrameStore(workspace.store, params.train.cache_mb)
+    return FrameStore(params.data.store or workspace.store, params.train.cache_mb)
 
 
-def data_hash(workspace: Workspace) -> str:
+def data_hash(workspace: Workspace, params: Params) -> str:
     """Identity of the extracted data: its manifest holds every source file's hash."""
-    return sha256(workspace.store / "manifest.parquet")
+    return manifest_sha256(params.data.store or workspace.store)
 
 
 def training_hash(params: Params, method: str, workspace: Workspace, weights_sha256: str) -> str:
@@ -69,7 +69,7 @@ def training_hash(params: Params, method: str, workspace: Workspace, weights_sha
         params.sampling,
         params.transform,
         params.train,
-        data_hash(workspace),
+        data_hash(workspace, params),
         weights_sha256,
     )
 

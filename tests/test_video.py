@@ -1,31 +1,26 @@
-"""Extraction: what is believed, what is quarantined, and random access equal to sequential decode."""
+"""The store's clips: random access equals sequential decode, in every tier and reader."""
 
 from __future__ import annotations
 
 import io
-from fractions import Fraction
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
+import fsspec
 import numpy as np
 import pytest
-from conftest import SHARED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vidpipe.errors import VidpipeError
+from vidpipe.video import readers
+from vidpipe.video.canonical import canonical_size
 from vidpipe.video.config import ExtractConfig
-from vidpipe.video.decode import canonical_size
-from vidpipe.video.encode import encode_h264
-from vidpipe.video.extract import extract_one
-from vidpipe.video.store import (
-    FrameStore,
-    read,
-    read_decord,
-    read_manifest,
-    read_pyav,
-    write_manifest,
-)
+from vidpipe.video.encode import Encoded, encode_clip, encode_h264, encode_jpegs
+from vidpipe.video.readers import read_decord, read_h264, read_jpegs, read_pyav
+from vidpipe.video.store import FrameStore, read_manifest, write_manifest
 
 CONFIG = ExtractConfig(short_side=32)
 
@@ -49,6 +44,10 @@ def write_video(path: Path, frames: np.ndarray, **options: str) -> Path:
     return path
 
 
+def jpegs(clip: Encoded, indices: Sequence[int]) -> np.ndarray:
+    return read_jpegs(lambda parts: [clip.data[a:b] for a, b in parts], clip.frames, indices)
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     frames=st.integers(1, 40),
@@ -56,24 +55,31 @@ def write_video(path: Path, frames: np.ndarray, **options: str) -> Path:
     order=st.lists(st.integers(0, 10_000), min_size=1, max_size=12),
 )
 def test_random_access_equals_sequential_decode(frames: int, gop: int, order: list[int]) -> None:
-    data, count, _ = encode_h264(iter(moving(frames)), Fraction(25), 20, gop)
-    assert count == frames
-    sequential = read_pyav(data, range(frames))
+    clip = encode_h264(iter(moving(frames)), 20, gop)
+    assert clip.frames == frames
+    with av.open(io.BytesIO(clip.data)) as container:
+        sequential = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
     indices = [i % frames for i in order]
-    np.testing.assert_array_equal(read_decord(data, indices), sequential[indices])
-    np.testing.assert_array_equal(read_pyav(data, indices), sequential[indices])
+    np.testing.assert_array_equal(read_decord(clip.data, indices), sequential[indices])
+    np.testing.assert_array_equal(read_pyav(clip.data, indices), sequential[indices])
+    fast = encode_jpegs(iter(moving(frames)), 90)
+    np.testing.assert_array_equal(jpegs(fast, indices), jpegs(fast, range(frames))[indices])
 
 
-def test_encoded_bytes_depend_on_nothing_but_the_frames() -> None:
-    first, second = (encode_h264(iter(moving(20)), Fraction(25), 20, 8)[0] for _ in range(2))
+@pytest.mark.parametrize("tier", ["compact", "fast"])
+def test_encoded_bytes_depend_on_nothing_but_the_frames(tier: str) -> None:
+    config = ExtractConfig(short_side=48, tier=tier)  # type: ignore[arg-type]
+    first, second = (encode_clip(iter(moving(20)), config) for _ in range(2))
     assert first == second
 
 
 def test_the_store_keeps_the_picture() -> None:
     frames = moving(16)[..., :1].repeat(3, -1)  # grey: 4:2:0 halves the resolution of colour
-    data, *_ = encode_h264(iter(frames), Fraction(25), 18, 8)
-    error = np.mean((read_pyav(data, range(16)).astype(float) - frames) ** 2)
-    assert 10 * np.log10(255**2 / error) > 38
+    compact = read_pyav(encode_h264(iter(frames), 18, 8).data, range(16))
+    fast = jpegs(encode_jpegs(iter(frames), 90), range(16))
+    for read in (compact, fast):
+        error = np.mean((read.astype(float) - frames) ** 2)
+        assert 10 * np.log10(255**2 / error) > 38
 
 
 @settings(max_examples=50, deadline=None)
@@ -85,129 +91,36 @@ def test_canonical_size(width: int, height: int, short: int) -> None:
     assert (w - h) * (width - height) >= 0
 
 
-def test_a_good_video_becomes_a_clip(tmp_path: Path) -> None:
-    source = write_video(tmp_path / "good.mp4", moving(30))
-    row = extract_one(source, tmp_path / "part.mp4", CONFIG)
-    assert row["status"] == "ok", row
-    assert (row["frames"], row["fps"], row["width"], row["height"]) == (30, 25.0, 42, 32)
+def three_clips(tier: str) -> list[Encoded]:
+    pictures = [moving(20), moving(20)[:, ::-1], moving(20)[:, :, ::-1]]
+    config = ExtractConfig(short_side=48, tier=tier)  # type: ignore[arg-type]
+    return [encode_clip(iter(frames), config) for frames in pictures]
 
 
-def test_rotation_is_applied(tmp_path: Path) -> None:
-    upright, rotated = tmp_path / "upright.mp4", tmp_path / "rotated.mp4"
-    frames = moving(10)
-    frames[:, :10] = 255  # a white bar at the top
-    write_video(upright, frames)
-    with av.open(str(upright)) as source, av.open(str(rotated), "w") as out:
-        stream = out.add_stream_from_template(source.streams.video[0])
-        try:
-            stream.set_display_rotation(90)  # type: ignore[attr-defined]
-        except AttributeError:
-            pytest.skip("this PyAV cannot write a rotation; tests on shared media cover it")
-        for packet in source.demux(video=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
-    row = extract_one(rotated, tmp_path / "part.mp4", CONFIG)
-    assert (row["width"], row["height"]) == (32, 42)
-    picture = read_pyav((tmp_path / "part.mp4").read_bytes(), [0])[0]
-    assert picture[:, :5].mean() > 230  # a quarter turn counter-clockwise brings it to the left
-    assert picture[:, -5:].mean() < 200
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        ("empty", "undecodable"),
-        ("text", "undecodable"),
-        ("cut", "undecodable"),
-        ("absent", "missing_file"),
-        ("short", "too_short"),
-        ("audio", "no_video_stream"),
-        ("zeroed", "corrupt_frames"),
-    ],
-)
-def test_a_bad_file_is_quarantined_with_its_reason(
-    tmp_path: Path, damage: str, reason: str
-) -> None:
-    path = tmp_path / "video.mp4"
-    write_video(path, moving(2 if damage == "short" else 60), g="12")
-    data = path.read_bytes()
-    if damage == "empty":
-        path.write_bytes(b"")
-    elif damage == "text":
-        path.write_text("this is not a video\n" * 50)
-    elif damage == "cut":
-        path.write_bytes(data[: len(data) // 2])  # the index at the end is gone
-    elif damage == "absent":
-        path.unlink()
-    elif damage == "zeroed":
-        middle = len(data) // 3
-        path.write_bytes(data[:middle] + bytes(2000) + data[middle + 2000 :])
-    elif damage == "audio":
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("aac", rate=44100)
-            samples = np.zeros((1, 1024), dtype=np.float32)
-            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-            frame.sample_rate = 44100
-            container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-    part = tmp_path / "part.mp4"
-    row = extract_one(path, part, ExtractConfig(short_side=32, min_frames=4))
-    assert (row["status"], row["reason"]) == ("quarantined", reason), row
-    assert row["detail"]
-    assert not part.exists()
-
-
-def test_a_file_cut_short_with_its_index_in_front_is_truncated(tmp_path: Path) -> None:
-    path = tmp_path / "video.mp4"
-    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        for frame in moving(80):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode(None))
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * 0.7)])
-    row = extract_one(path, tmp_path / "part.mp4", CONFIG)
-    assert row["status"] == "quarantined"
-    assert row["reason"] in {"truncated", "corrupt_frames"}
-
-
-@pytest.mark.skipif(not (SHARED / "media").is_dir(), reason="../shared is not here")
-def test_no_real_world_file_raises(tmp_path: Path) -> None:
-    """Real and damaged files of other projects' test suites: a row each, never an exception."""
-    files = sorted(p for p in (SHARED / "media").rglob("*") if p.is_file())
-    sample = [p for p in files if p.suffix not in {".json", ".txt"} and p.stat().st_size < 300_000]
-    config = ExtractConfig(short_side=32, max_frames=400)
-    rows = [extract_one(p, tmp_path / "part.mp4", config) for p in sample[::4]]
-    assert {row["status"] for row in rows} == {"ok", "quarantined"}
-
-
-def store_with(root: Path, clips: list[bytes], frames: int) -> None:
+def store_with(root: Path, clips: list[Encoded], tier: str = "compact") -> None:
     rows, data = [], b""
     for i, clip in enumerate(clips):
         rows.append(
             {
                 **{"id": f"c{i}", "path": f"c{i}.mp4", "label": "a", "split": "train"},
-                **{"status": "ok", "reason": "", "detail": "", "frames": frames, "fps": 25.0},
-                **{"width": 64, "height": 48, "sha256": str(i), "shard": 0},
-                **{"offset": len(data), "nbytes": len(clip)},
+                **{"status": "ok", "reason": "", "detail": "", "frames": clip.frames, "fps": 25.0},
+                **{"width": clip.width, "height": clip.height, "sha256": str(i), "shard": 0},
+                **{"offset": len(data), "nbytes": len(clip.data)},
             }
         )
-        data += clip
+        data += clip.data
     (root / "shard-00000.bin").write_bytes(data)
-    write_manifest(root, rows, ("a", "b"))
+    write_manifest(root, rows, ("a", "b"), tier)
 
 
 @pytest.mark.parametrize("cache_mb", [0, 1, 64])
 def test_store_reads_the_right_frames_of_the_right_clip(tmp_path: Path, cache_mb: int) -> None:
-    pictures = [moving(20), moving(20)[:, ::-1], moving(20)[:, :, ::-1]]
-    clips = [encode_h264(iter(p), Fraction(25), 20, 8)[0] for p in pictures]
-    store_with(tmp_path, clips, 20)
+    clips = three_clips("compact")
+    store_with(tmp_path, clips)
     store = FrameStore(tmp_path, cache_mb)
     for clip in (2, 0, 1, 0, 2):
         for indices in ([19], [3, 3, 0], list(range(20))):
-            expected = read_pyav(clips[clip], indices)
+            expected = read_pyav(clips[clip].data, indices)
             np.testing.assert_array_equal(store.read(clip, indices), expected)
 
 
@@ -216,10 +129,10 @@ def test_a_broken_store_is_a_one_line_error(tmp_path: Path) -> None:
         VidpipeError, match=r"manifest.parquet: no such file; run `vidpipe extract`"
     ):
         read_manifest(tmp_path)
-    clip = encode_h264(iter(moving(8)), Fraction(25), 20, 8)[0]
-    store_with(tmp_path, [clip, clip], 8)
+    clip = encode_h264(iter(moving(8)), 20, 8)
+    store_with(tmp_path, [clip, clip])
     shard = tmp_path / "shard-00000.bin"
-    shard.write_bytes(shard.read_bytes()[: len(clip) + 50])
+    shard.write_bytes(shard.read_bytes()[: len(clip.data) + 50])
     store = FrameStore(tmp_path)
     store.read(0, [0])
     with pytest.raises(VidpipeError, match="cut short"):
@@ -231,11 +144,52 @@ def test_a_broken_store_is_a_one_line_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [16, 24, 48, 72, 64, 90, 100])
 def test_widths_that_decord_refuses_are_read_all_the_same(width: int) -> None:
-    data, *_ = encode_h264(iter(moving(9, 32, width)), Fraction(25), 20, 8)
-    np.testing.assert_array_equal(read(data, [8, 0, 3]), read_pyav(data, [8, 0, 3]))
+    data = encode_h264(iter(moving(9, 32, width)), 20, 8).data
+    np.testing.assert_array_equal(read_h264(data, [8, 0, 3]), read_pyav(data, [8, 0, 3]))
 
 
 def test_decord_and_pyav_see_the_same_pixels() -> None:
-    data, *_ = encode_h264(iter(moving(12)), Fraction(25), 20, 8)
+    data = encode_h264(iter(moving(12)), 20, 8).data
     assert av.open(io.BytesIO(data)).streams.video[0].frames == 12
     np.testing.assert_array_equal(read_decord(data, range(12)), read_pyav(data, range(12)))
+
+
+@pytest.mark.parametrize("tier", ["compact", "fast"])
+def test_a_remote_store_reads_the_same(tmp_path: Path, tier: str) -> None:
+    store_with(tmp_path, three_clips(tier), tier)
+    remote = fsspec.filesystem("memory")
+    remote.put(str(tmp_path), f"/{tier}", recursive=True)
+    here, there = FrameStore(tmp_path), FrameStore(f"memory://{tier}")
+    for clip in range(3):
+        for indices in ([0], [19, 3, 3], list(range(20))):
+            np.testing.assert_array_equal(there.read(clip, indices), here.read(clip, indices))
+    with pytest.raises(IndexError, match="frames 0 to 19"):
+        here.read(0, [20])
+    remote.rm(f"/{tier}/shard-00000.bin")
+    with pytest.raises(VidpipeError, match=r"shard-00000.bin"):
+        FrameStore(f"memory://{tier}").read(0, [0])
+
+
+def test_a_hostile_table_of_frames_cannot_read_another_clip(tmp_path: Path) -> None:
+    clips = three_clips("fast")
+    table = np.frombuffer(clips[0].data, "<u4", 21).copy()
+    table[1:] += np.uint32(len(clips[0].data))
+    hostile = clips[0]._replace(data=table.tobytes() + clips[0].data[84:])
+    store_with(tmp_path, [hostile, *clips[1:]], "fast")
+    with pytest.raises(VidpipeError, match="clip c0 cannot be read: its table of frames"):
+        FrameStore(tmp_path).read(0, [5])
+
+
+def test_without_decord_pyav_reads_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip = encode_h264(iter(moving(20)), 20, 8)
+    expected = read_h264(clip.data, [3, 17])
+    for name in ("decord", "torchcodec"):
+        monkeypatch.setitem(sys.modules, name, None)
+    readers._preferred.cache_clear()
+    try:
+        np.testing.assert_array_equal(read_h264(clip.data, [3, 17]), expected)
+    finally:
+        readers._preferred.cache_clear()
+    assert "read with PyAV" in caplog.text

@@ -37,6 +37,9 @@ class DataConfig(Section):
     keep: dict[str, dict[str, str]] = Field(
         {}, description="per split, column: value that a row must have, such as val: {mirrored: 0}"
     )
+    store: str | None = Field(
+        None, description="where training reads the frame store: a folder or fsspec URL; null: here"
+    )
     split_number: Literal[1, 2, 3] = Field(1, description="ucf101 and hmdb51 only")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="of each class, where there is no split column"

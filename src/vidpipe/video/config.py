@@ -30,4 +30,4 @@ class ExtractConfig(Section):
     max_mb: float = Field(4096, gt=0, description="of one source file (too_large)")
     timeout_s: float = Field(300, gt=0, description="per video")
     max_bad_fraction: float = Field(0.1, ge=0, le=1, description="more quarantined fails the stage")
-    shard_mb: int = Field(256, ge=1)
+    shard_mb: float = Field(256, gt=0)

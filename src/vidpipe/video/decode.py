@@ -1,123 +1,114 @@
 """Reading untrusted video files: sequential PyAV decode, canonical frames, every doubt a reason.
 
-FFmpeg is silent about much damage, so a file is believed only when no frame is marked corrupt, the
-decoder raises nothing, and as many frames come out as the container declares.
+FFmpeg is silent about much damage, so a file is believed only when the container is whole (probe),
+no frame is marked corrupt, the decoder raises and logs nothing, and the packets give frames.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
+from vidpipe.video.canonical import Canonical, Frame
 from vidpipe.video.config import ExtractConfig
+from vidpipe.video.probe import Probe, check_pixels, errors_of, first_line, opened, probe
+from vidpipe.video.quarantine import QuarantineError, Reason
 
-Frame = NDArray[np.uint8]
-
-
-class QuarantineError(Exception):
-    """This video cannot be trusted. `reason` is machine-readable, `detail` is for people."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return QuarantineError, (self.reason, self.detail)  # survives the trip between processes
+JUMP_S = 10
+"""A longer pause, or any step this far back, is a splice in the time stamps, not a still picture."""
 
 
-@dataclass
-class VideoInfo:
-    fps: Fraction
-    declared_frames: int
-    """0 where the container does not say."""
-
-
-def canonical_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height with the short side given and both even (H.264 4:2:0 needs even sides)."""
-    scale = short_side / min(width, height)
-    return tuple(max(2, 2 * round(side * scale / 2)) for side in (width, height))  # type: ignore[return-value]
-
-
-def decode(path: Path, config: ExtractConfig) -> tuple[VideoInfo, Iterator[Frame]]:
-    """Open `path`; the iterator yields (H, W, 3) uint8 RGB frames at a constant rate.
+def decode(path: Path, config: ExtractConfig) -> tuple[Fraction, Iterator[Frame]]:
+    """Open `path`; returns its frames per second, and (H, W, 3) uint8 RGB frames at that rate.
 
     Rotation is applied, edit lists are honoured (FFmpeg's default), the short side is
     `config.short_side`. Raises QuarantineError on opening or while iterating.
     """
-    try:
-        container = av.open(str(path), metadata_errors="ignore")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise QuarantineError("undecodable", _first_line(error)) from None
-    if not container.streams.video:
-        container.close()
-        raise QuarantineError("no_video_stream", "the container has no video stream")
-    stream = container.streams.video[0]
-    stream.thread_count = 1  # parallel over videos, not within one
-    fps = stream.average_rate or stream.guessed_rate
-    if not fps or not 0 < fps <= 1000:
-        container.close()
-        raise QuarantineError("undecodable", f"no usable frame rate ({fps})")
-    context = stream.codec_context
-    if context.width * context.height > config.max_pixels:
-        container.close()
-        raise QuarantineError("too_large", f"{context.width}x{context.height} pixels")
-    info = VideoInfo(Fraction(fps).limit_denominator(100_000), stream.frames)
-    return info, _frames(container, stream, info, config)
+    found = probe(path, config)
+    fps = found.fps if config.fps is None else Fraction(config.fps).limit_denominator(1000)
+    return fps, _paced(_decoded(path, found, config), found, fps, config)
 
 
-def _frames(container: Any, stream: Any, info: VideoInfo, config: ExtractConfig) -> Iterator[Frame]:
-    decoded = written = 0
-    start: Fraction | None = None
-    last: Frame | None = None
-    try:
-        with container:
-            for frame in container.decode(stream):
-                decoded += 1
-                if frame.is_corrupt:
-                    raise QuarantineError("corrupt_frames", f"frame {decoded - 1} is corrupt")
-                if frame.width * frame.height > config.max_pixels:
-                    raise QuarantineError("too_large", f"{frame.width}x{frame.height} pixels")
-                # A constant rate: this frame takes the next free slot at or before its time, and
-                # the one before it is held over any slots between (variable rate, dropped frames).
-                slot = written
-                if frame.pts is not None:
-                    time = frame.pts * frame.time_base
-                    start = time if start is None else start
-                    slot = round((time - start) * info.fps)
-                if slot >= config.max_frames:
-                    raise QuarantineError("too_large", f"more than {config.max_frames} frames")
-                while last is not None and written < slot:
-                    yield last
-                    written += 1
-                rgb = _canonical(frame, config.short_side)
-                if last is None or slot >= written:
-                    yield rgb
-                    written += 1
-                last = rgb
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = "corrupt_frames" if decoded else "undecodable"
-        raise QuarantineError(reason, f"after {decoded} frames: {_first_line(error)}") from None
+def _decoded(
+    path: Path, found: Probe, config: ExtractConfig
+) -> Iterator[tuple[Fraction | None, Frame]]:
+    """Time in seconds (None where unknown) and picture of every frame, in order of display."""
+    decoded = 0
+    with opened(path) as container:
+        stream = container.streams[found.stream]
+        stream.thread_count = 1  # parallel over videos, not within one
+        # Without it, FFmpeg paints over what it cannot decode.
+        stream.codec_context.options = {"err_detect": "explode+crccheck+bitstream+buffer"}
+        canonical = Canonical(config.short_side, stream.sample_aspect_ratio)
+        with errors_of(stream.codec_context.name) as complaints:
+            try:
+                for frame in container.decode(stream):
+                    decoded += 1
+                    if frame.is_corrupt:
+                        raise QuarantineError("corrupt_frames", f"frame {decoded - 1} is corrupt")
+                    check_pixels(frame.width, frame.height, config)
+                    time = None if frame.pts is None else frame.pts * frame.time_base
+                    yield time, canonical(frame)
+            except (av.FFmpegError, OSError, ValueError) as error:
+                some = decoded or _any_frame(path, found)
+                reason: Reason = "corrupt_frames" if some else "undecodable"
+                detail = f"after {decoded} frames: {first_line(error)}"
+                raise QuarantineError(reason, detail) from None
     if decoded == 0:
         raise QuarantineError("undecodable", "no frame could be decoded")
-    # Edit lists hide a few declared frames; a file cut short loses many.
-    if decoded < 0.9 * info.declared_frames:
-        raise QuarantineError("truncated", f"{decoded} of {info.declared_frames} declared frames")
+    if complaints:
+        raise QuarantineError("corrupt_frames", f"decoder: {complaints[0]}")
+    # Some codecs pack hidden frames, or both fields of a picture, into packets of their own.
+    if decoded < 0.45 * found.packets:
+        detail = f"{decoded} frames from {found.packets} packets"
+        raise QuarantineError("corrupt_frames", detail)
 
 
-def _canonical(frame: Any, short_side: int) -> Frame:
-    width, height = canonical_size(frame.width, frame.height, short_side)
-    rgb = frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="AREA")
-    quarter_turns = round(frame.rotation / 90) % 4  # FFmpeg's sign: counter-clockwise
-    return np.ascontiguousarray(np.rot90(rgb, quarter_turns))
+def _any_frame(path: Path, found: Probe) -> bool:
+    """Whether a lenient decoder gets anything: a damaged video, or none at all."""
+    try:
+        with opened(path) as container:
+            stream = container.streams[found.stream]
+            stream.thread_count = 1
+            return any(True for _ in container.decode(stream))
+    except (av.FFmpegError, OSError, ValueError, QuarantineError):
+        return False
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _paced(
+    frames: Iterator[tuple[Fraction | None, Frame]],
+    found: Probe,
+    fps: Fraction,
+    config: ExtractConfig,
+) -> Iterator[Frame]:
+    """A constant rate: slot k holds what a player shows k / fps after the first frame.
+
+    Without usable time stamps frames are 1 / `found.fps` apart.
+    """
+    jitter = fps / found.fps / 4  # a frame may come a quarter of its duration late
+    start: Fraction | None = None
+    held: Frame | None = None
+    slot = 0  # from which `held` is shown
+    time = Fraction(0)
+    for index, (stamp, picture) in enumerate(frames):
+        time = stamp if found.timed and stamp is not None else index / found.fps
+        start = time if start is None else start
+        due = math.ceil((time - start) * fps - jitter)
+        if held is not None and abs(due - slot) > max(float(JUMP_S * fps), 1.0):
+            due = slot + 1
+            start = time - due / fps
+        if due >= config.max_frames:
+            raise QuarantineError("too_large", f"more than {config.max_frames} frames")
+        if held is not None:
+            for _ in range(slot, due):
+                yield held
+        if due >= slot:
+            held, slot = picture, due
+    # The last frame is shown for its own duration.
+    end = time - (start or 0) + 1 / found.fps
+    if held is not None and (slot == 0 or slot / fps < end):
+        yield held

@@ -1,14 +1,18 @@
-"""Writing canonical clips: short-GOP H.264 in MP4, made to be read back at any frame."""
+"""Writing canonical clips, made to be read back at any frame: short-GOP H.264, or a JPEG a frame."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
+
+from vidpipe.video.config import ExtractConfig
 
 # x264's lookahead reads memory it never wrote at the edges of small pictures, so with it the same
 # frames give other bytes from one call to the next. All that draws on it is off.
@@ -16,25 +20,36 @@ REPRODUCIBLE = {
     "threads": "1",
     "x264-params": "mbtree=0:rc-lookahead=0:b-adapt=0:scenecut=0:weightp=0",
 }
+CLOCK = Fraction(25)
+"""Frames per second in every stored MP4. The true rate is in the manifest: a strange one (1/3, 239.7)
+would make time stamps that readers round differently."""
 
 
-def encode_h264(
-    frames: Iterable[NDArray[np.uint8]], fps: Fraction, crf: int, gop: int
-) -> tuple[bytes, int, tuple[int, int]]:
-    """(H, W, 3) uint8 frames -> (MP4 bytes, number of frames, (width, height)).
+class Encoded(NamedTuple):
+    data: bytes
+    frames: int
+    width: int
+    height: int
 
-    No B-frames, so that decode order is display order and random access is exact in every reader;
-    one thread, so that the bytes depend on nothing but the frames. Raises ValueError without frames.
-    """
+
+def encode_clip(frames: Iterable[NDArray[np.uint8]], config: ExtractConfig) -> Encoded:
+    """(H, W, 3) uint8 frames as one clip of the store's tier. Raises ValueError without frames."""
+    if config.tier == "fast":
+        return encode_jpegs(frames, config.jpeg_quality)
+    return encode_h264(frames, config.crf, config.gop)
+
+
+def encode_h264(frames: Iterable[NDArray[np.uint8]], crf: int, gop: int) -> Encoded:
+    """MP4. No B-frames, so that decode order is display order and random access is exact in every
+    reader; one thread, so that the bytes depend on nothing but the frames."""
     buffer = io.BytesIO()
-    count, size = 0, (0, 0)
+    count, width, height = 0, 0, 0
     with av.open(buffer, "w", format="mp4") as container:
         stream = None
         for array in frames:
             if stream is None:
                 height, width = array.shape[:2]
-                size = (width, height)
-                stream = container.add_stream("libx264", rate=fps)
+                stream = container.add_stream("libx264", rate=CLOCK)
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 stream.thread_count = 1
                 stream.options = {
@@ -49,4 +64,23 @@ def encode_h264(
         if stream is None:
             raise ValueError("no frames to encode")
         container.mux(stream.encode(None))
-    return buffer.getvalue(), count, size
+    return Encoded(buffer.getvalue(), count, width, height)
+
+
+def encode_jpegs(frames: Iterable[NDArray[np.uint8]], quality: int) -> Encoded:
+    """frames + 1 little-endian uint32 offsets from the clip's start, then the JPEGs, end to end."""
+    pictures, width, height = [], 0, 0
+    for array in frames:
+        height, width = array.shape[:2]
+        array = np.ascontiguousarray(array)
+        pictures.append(
+            simplejpeg.encode_jpeg(array, quality, colorspace="RGB", colorsubsampling="420")
+        )
+    if not pictures:
+        raise ValueError("no frames to encode")
+    sizes = [4 * (len(pictures) + 1), *(len(picture) for picture in pictures)]
+    offsets = np.cumsum(sizes)
+    if offsets[-1] >= 2**32:
+        raise ValueError("a clip of the fast tier is limited to 4 GiB; use tier compact")
+    data = offsets.astype("<u4").tobytes() + b"".join(pictures)
+    return Encoded(data, len(pictures), width, height)

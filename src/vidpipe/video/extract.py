@@ -3,57 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vidpipe.files import atomic_file, sha256
+from vidpipe.files import sha256
 from vidpipe.video.config import ExtractConfig
-from vidpipe.video.decode import QuarantineError, decode
-from vidpipe.video.encode import encode_h264
+from vidpipe.video.decode import decode
+from vidpipe.video.encode import encode_clip
+from vidpipe.video.quarantine import QuarantineError, Reason
 
-BAD: dict[str, Any] = {
-    "frames": 0,
-    "fps": 0.0,
-    "width": 0,
-    "height": 0,
-    "sha256": "",
-    "source_bytes": 0,
-}
+BAD: dict[str, Any] = {"frames": 0, "fps": 0.0, "width": 0, "height": 0}
 
 
-def extract_one(source: Path, part: Path, config: ExtractConfig) -> dict[str, Any]:
-    """Decode `source`, write its canonical MP4 to `part`; return the manifest's measured columns.
+class Extracted(NamedTuple):
+    row: dict[str, Any]
+    """The manifest's measured columns."""
+    data: bytes
+    """The clip as it will lie in a shard; empty for a quarantined video."""
 
-    Never raises for a bad file: the row then says `quarantined` and why.
-    """
-    digest = ""
+
+def extract_one(source: Path, config: ExtractConfig) -> Extracted:
+    """Decode, check and encode `source`. Never raises for a bad file: the row then says why."""
+    digest, size = "", 0
     try:
         if not source.is_file():
             raise QuarantineError("missing_file", "listed in the annotations but not on disk")
+        size = source.stat().st_size
+        if size > config.max_mb * 2**20:
+            raise QuarantineError("too_large", f"{size / 2**20:.0f} MB, over {config.max_mb:g}")
         digest = sha256(source)
-        info, frames = decode(source, config)
-        data, count, (width, height) = encode_h264(frames, info.fps, config.crf, config.gop)
-        if count < config.min_frames:
-            raise QuarantineError("too_short", f"{count} frames, fewer than {config.min_frames}")
+        fps, frames = decode(source, config)
+        clip = encode_clip(frames, config)
+        if clip.frames < config.min_frames:
+            detail = f"{clip.frames} frames, fewer than {config.min_frames}"
+            raise QuarantineError("too_short", detail)
     except QuarantineError as error:
-        return quarantined(error.reason, error.detail, digest)
+        return quarantined(error.reason, error.detail, digest, size)
     except Exception as error:
         # Whatever else a hostile file provokes is still this file's problem, not the run's.
-        return quarantined("undecodable", f"{type(error).__name__}: {error}", digest)
-    with atomic_file(part) as path:
-        path.write_bytes(data)
-    return {
-        "status": "ok",
-        "reason": "",
-        "detail": "",
-        "frames": count,
-        "fps": float(info.fps),
-        "width": width,
-        "height": height,
-        "sha256": digest,
-        "source_bytes": source.stat().st_size,
+        return quarantined("undecodable", f"{type(error).__name__}: {error}", digest, size)
+    row = {
+        **{"status": "ok", "reason": "", "detail": "", "frames": clip.frames, "fps": float(fps)},
+        **{"width": clip.width, "height": clip.height, "sha256": digest, "source_bytes": size},
     }
+    return Extracted(row, clip.data)
 
 
-def quarantined(reason: str, detail: str, digest: str = "") -> dict[str, Any]:
+def quarantined(reason: Reason, detail: str, digest: str = "", size: int = 0) -> Extracted:
     detail = " ".join(detail.split())[:500]
-    return {**BAD, "status": "quarantined", "reason": reason, "detail": detail, "sha256": digest}
+    row = {"status": "quarantined", "reason": reason, "detail": detail, "sha256": digest}
+    return Extracted({**BAD, **row, "source_bytes": size}, b"")

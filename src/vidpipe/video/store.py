@@ -7,10 +7,8 @@ rows have one. The file's metadata names the version, the tier and the classes i
 
 from __future__ import annotations
 
-import functools
-import io
+import hashlib
 import json
-import logging
 import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,16 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import fsspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_file
-
-logger = logging.getLogger(__name__)
+from vidpipe.video.readers import Frames, read_h264, read_jpegs
 
 VERSION = b"2"
 _VERSION_KEY, _CLASSES_KEY, _TIER_KEY = (
@@ -55,8 +51,8 @@ SCHEMA = pa.schema(
 )
 
 
-def shard_path(root: Path, shard: int) -> Path:
-    return root / f"shard-{shard:05d}.bin"
+def shard_name(shard: int) -> str:
+    return f"shard-{shard:05d}.bin"
 
 
 @dataclass(frozen=True)
@@ -77,14 +73,18 @@ def write_manifest(
         pq.write_table(table, path)
 
 
-def read_manifest(root: Path) -> Manifest:
-    """Raises VidpipeError when it is missing, unreadable or of another version."""
-    path = root / "manifest.parquet"
+def read_manifest(root: Path | str, columns: Sequence[str] | None = None) -> Manifest:
+    """`root`: a folder or an fsspec URL. `columns`: None for all.
+
+    Raises VidpipeError when it is missing, unreadable or of another version.
+    """
+    path = f"{root}/manifest.parquet"
     try:
-        table = pq.read_table(path)
+        with fsspec.open(path, "rb") as file:
+            table = pq.read_table(file)
     except FileNotFoundError:
         raise VidpipeError(f"{path}: no such file; run `vidpipe extract` first") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise VidpipeError(f"{path}: not a readable Parquet file ({error})") from None
     metadata = table.schema.metadata or {}
     if metadata.get(_VERSION_KEY) != VERSION:
@@ -93,38 +93,96 @@ def read_manifest(root: Path) -> Manifest:
             "extract again"
         )
     classes = tuple(json.loads(metadata[_CLASSES_KEY]))
-    return Manifest(table.to_pandas(), classes, metadata[_TIER_KEY].decode())
+    rows = table.select(columns or table.column_names).to_pandas()
+    return Manifest(rows, classes, metadata[_TIER_KEY].decode())
+
+
+def manifest_sha256(root: Path | str) -> str:
+    """Of the manifest's bytes: the identity of all that is in the store."""
+    try:
+        with fsspec.open(f"{root}/manifest.parquet", "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise VidpipeError(
+            f"{root}/manifest.parquet: no such file; run `vidpipe extract` first"
+        ) from None
+
+
+class _Shards:
+    """Byte ranges of shards: memory-mapped where they are local, else read by fsspec."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = str(root)
+        self.remote = "://" in self.root
+        self._maps: dict[int, mmap.mmap] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}  # maps belong to one process
+
+    def path(self, shard: int) -> str:
+        return f"{self.root}/{shard_name(shard)}"
+
+    def read(self, shard: int, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Raises VidpipeError when the shard is missing or shorter than the ranges."""
+        try:
+            if self.remote:
+                system, path = fsspec.core.url_to_fs(self.path(shard))
+                starts, ends = zip(*ranges, strict=True)
+                parts = system.cat_ranges(
+                    [path] * len(ranges), list(starts), list(ends), on_error="raise"
+                )
+            else:
+                if shard not in self._maps:
+                    with open(self.path(shard), "rb") as file:  # noqa: PTH123
+                        self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                parts = [self._maps[shard][start:end] for start, end in ranges]
+        except (OSError, ValueError) as error:
+            raise VidpipeError(
+                f"{self.path(shard)}: {error}; run `vidpipe extract` again"
+            ) from None
+        if any(len(part) != end - start for part, (start, end) in zip(parts, ranges, strict=True)):
+            raise VidpipeError(f"{self.path(shard)}: cut short; extract again")
+        return parts
 
 
 class FrameStore:
-    """Random access to canonical frames. Opens shards lazily, so it may be sent to workers.
+    """Random access to canonical frames of the `ok` rows. Opens shards lazily: sent to workers.
 
-    `cache_mb` keeps that much of whole decoded clips: a data set that fits is decoded once.
+    `root` is a folder or any fsspec URL. `cache_mb` keeps that much of whole decoded clips: a data
+    set that fits is decoded once. `rows` has no texts but id, label and split: hundreds of thousands
+    of clips are held by every worker.
     """
 
-    def __init__(self, root: Path, cache_mb: int = 0) -> None:
+    COLUMNS = (
+        *("id", "label", "split", "status", "frames", "fps", "width", "height"),
+        *("shard", "offset", "nbytes"),
+    )
+
+    def __init__(self, root: Path | str, cache_mb: int = 0) -> None:
         self.root = root
-        manifest = read_manifest(root)
+        manifest = read_manifest(root, self.COLUMNS)
         self.classes = manifest.classes
         self.tier = manifest.tier
-        self.rows = manifest.rows[manifest.rows.status == "ok"].reset_index(drop=True)
-        self._frames: list[int] = self.rows.frames.tolist()
+        rows = manifest.rows
+        self.rows = rows[rows.status == "ok"].drop(columns="status").reset_index(drop=True)
+        # Plain arrays: looking a number up in a data frame costs more than decoding a frame.
+        self._shape = self.rows[["frames", "height", "width"]].to_numpy()
+        self._place = self.rows[["shard", "offset", "nbytes"]].to_numpy()
         self._cache_bytes = cache_mb * 2**20
         self._cached_bytes = 0
-        self._cache: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
-        self._shards: dict[int, mmap.mmap] = {}
+        self._cache: OrderedDict[int, Frames] = OrderedDict()
+        self._shards = _Shards(root)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps and cached frames belong to one process.
-        return {**self.__dict__, "_shards": {}, "_cache": OrderedDict(), "_cached_bytes": 0}
+        return {**self.__dict__, "_cache": OrderedDict(), "_cached_bytes": 0}
 
     def num_frames(self, clip: int) -> int:
-        return self._frames[clip]
+        return int(self._shape[clip, 0])
 
-    def read(self, clip: int, indices: Sequence[int]) -> NDArray[np.uint8]:
+    def read(self, clip: int, indices: Sequence[int]) -> Frames:
         """Frames `indices` (any order, repeats allowed) of row `clip`: (len(indices), H, W, 3) RGB.
 
         Raises VidpipeError when the shard is missing, cut short or does not decode.
@@ -132,11 +190,10 @@ class FrameStore:
         if clip in self._cache:
             self._cache.move_to_end(clip)
             return self._cache[clip][list(indices)]
-        row = self.rows.iloc[clip]
-        size = int(row.frames) * int(row.width) * int(row.height) * 3
+        size = int(self._shape[clip].prod()) * 3
         if size > self._cache_bytes:
-            return self._decode(row, indices)
-        frames = self._decode(row, range(int(row.frames)))
+            return self._decode(clip, indices)
+        frames = self._decode(clip, range(self.num_frames(clip)))
         while self._cache and self._cached_bytes + size > self._cache_bytes:
             _, old = self._cache.popitem(last=False)
             self._cached_bytes -= old.nbytes
@@ -144,75 +201,26 @@ class FrameStore:
         self._cached_bytes += frames.nbytes
         return frames[list(indices)]
 
-    def _decode(self, row: Any, indices: Sequence[int]) -> NDArray[np.uint8]:
-        data = self._bytes(row)
+    def _decode(self, clip: int, indices: Sequence[int]) -> Frames:
+        length = self.num_frames(clip)
+        if any(not 0 <= i < length for i in indices):
+            raise IndexError(f"clip {self.rows.id[clip]} has frames 0 to {length - 1}")
+        shard, offset, nbytes = (int(n) for n in self._place[clip])
+
+        def ranges(parts: Sequence[tuple[int, int]]) -> list[bytes]:
+            inside = all(0 <= start <= end <= nbytes for start, end in parts)
+            if not inside:
+                raise ValueError("its table of frames points outside the clip")
+            return self._shards.read(shard, [(offset + a, offset + b) for a, b in parts])
+
         try:
-            return read(data, indices)
+            if self.tier == "fast":
+                return read_jpegs(ranges, length, indices)
+            return read_h264(ranges([(0, nbytes)])[0], indices)
+        except VidpipeError:
+            raise
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise VidpipeError(
-                f"{shard_path(self.root, row.shard)}: clip {row.id} cannot be read: {reason}"
+                f"{self._shards.path(shard)}: clip {self.rows.id[clip]} cannot be read: {reason}"
             ) from error
-
-    def _bytes(self, row: Any) -> bytes:
-        if row.shard not in self._shards:
-            path = shard_path(self.root, row.shard)
-            try:
-                with path.open("rb") as file:
-                    self._shards[row.shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise VidpipeError(f"{path}: {error}; run `vidpipe extract` again") from None
-        # By name: a pandas row has an attribute `nbytes` of its own.
-        start, size = int(row["offset"]), int(row["nbytes"])
-        data = self._shards[row.shard][start : start + size]
-        if len(data) != size:
-            raise VidpipeError(f"{shard_path(self.root, row.shard)}: cut short; extract again")
-        return data
-
-
-def read_decord(data: bytes, indices: Sequence[int]) -> NDArray[np.uint8]:
-    import decord
-
-    reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
-    frames: NDArray[np.uint8] = reader.get_batch(list(indices)).asnumpy()
-    return frames
-
-
-def read_pyav(data: bytes, indices: Sequence[int]) -> NDArray[np.uint8]:
-    """As `read_decord`, where decord has no wheel (arm64): one pass up to the last frame asked for."""
-    import av
-
-    wanted, found = set(indices), {}
-    with av.open(io.BytesIO(data), "r") as container:
-        container.streams.video[0].thread_count = 1
-        for index, frame in enumerate(container.decode(video=0)):
-            if index in wanted:
-                found[index] = frame.to_ndarray(format="rgb24")
-            if len(found) == len(wanted):
-                break
-    return np.stack([found[index] for index in indices])
-
-
-def read(data: bytes, indices: Sequence[int]) -> NDArray[np.uint8]:
-    """Frames of one canonical clip, by decord where it can, else by PyAV: the same pixels.
-
-    decord 0.6 has no wheel for arm64, and refuses a few narrow widths (16, 24, 48 and 72 pixels:
-    it takes FFmpeg's padded rows for the picture's), so PyAV has the last word on every failure.
-    """
-    if decord_is_installed():
-        try:
-            return read_decord(data, indices)
-        except Exception:
-            logger.debug("decord failed on a clip; reading it with PyAV", exc_info=True)
-    return read_pyav(data, indices)
-
-
-@functools.cache
-def decord_is_installed() -> bool:
-    """Asked at the first read, not at import: the library imports without decord."""
-    try:
-        import decord  # noqa: F401
-    except ImportError:
-        logger.warning("decord is not installed here: the store is read with PyAV, which is slower")
-        return False
-    return True
