@@ -33,7 +33,7 @@ VIDEO_SUFFIXES = frozenset(
 COLUMNS = ("path", "label", "split", "missing", "file", "row")
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring = 2, 80
-_OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)")
+_OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)", re.MULTILINE)
 
 Row = tuple[str, str, str, bool, str, int]
 """Relative path, label, split (train, val, test, or empty: to be drawn), whether the file is
@@ -93,7 +93,8 @@ def resolve_inside(root: Path, relative: str) -> Path:
 
 
 def leaves_root(relative: str) -> bool:
-    """As text only, without a look at the disk: what is left to check is links."""
+    """As text only, without a look at the disk: what is left to check is links. For one path, or
+    for any of several in lines."""
     return _OUTSIDE.search(relative) is not None
 
 
