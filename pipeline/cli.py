@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.data import app as data_app
+from pipeline.options import HERE, PARAMS, DataRoot, Out, ParamsFile, Recipe, Set
+from pipeline.options import read_params as _params
+from pipeline.options import workspace as _workspace
+
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
-    from vidpipe.config import Params
 
 app = typer.Typer(
     help="Turn a frozen image transformer into a video action classifier.",
@@ -22,36 +26,9 @@ app = typer.Typer(
     add_completion=False,
 )
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters file.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a value: train.epochs=5. Repeatable.")
-]
-Recipe = Annotated[
-    str | None, typer.Option(help="Overlay from pipeline/recipes, or a path to a YAML file.")
-]
-DataRoot = Annotated[str | None, typer.Option(help="Folder of the videos (data.root).")]
-Out = Annotated[Path, typer.Option(help="Folder that holds data/, models/ and results/.")]
 Method = Annotated[str, typer.Option(help="A method; `vidpipe methods` lists them.")]
 
-PARAMS, HERE = Path("params.yaml"), Path()
-
-
-def _params(
-    file: Path, recipe: str | None, data_root: str | None, overrides: list[str] | None
-) -> Params:
-    from pipeline.recipes import read_recipe
-    from vidpipe.config import load_params, parse_override
-
-    overlays = [read_recipe(recipe)] if recipe else []
-    if data_root is not None:
-        overlays.append({"data": {"root": data_root}})
-    return load_params(file, overlays + [parse_override(text) for text in overrides or []])
-
-
-def _workspace(out: Path) -> Workspace:
-    from pipeline.workspace import Workspace
-
-    return Workspace(out)
+app.add_typer(data_app, name="data")
 
 
 @app.command()

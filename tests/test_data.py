@@ -55,6 +55,7 @@ def test_csv_with_splits_and_a_rule_for_rows_to_keep(tmp_path: Path) -> None:
         tmp_path,
         "path,label,mirrored,split\na.mp4,x,0,train\nb.mp4,y,1,train\nc.mp4,x,0,val\nd.mp4,y,1,val\n",
     ).model_copy(update={"keep": {"val": {"mirrored": "0"}}})
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     assert [item.path for item in list_items(config).items] == ["a.mp4", "b.mp4", "c.mp4"]
 
 

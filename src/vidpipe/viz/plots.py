@@ -15,7 +15,7 @@ from vidpipe.files import atomic_file
 _METADATA = {"Software": None}
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata=_METADATA, bbox_inches="tight")
 
@@ -39,7 +39,7 @@ def plot_confusion(matrix: Tensor, classes: Sequence[str], title: str, path: Pat
                     axes.text(column, row, str(count), ha="center", va="center", color=colour)
     axes.set(xlabel="predicted", ylabel="label", title=title)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the label's clips")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_accuracy_against_parameters(table: pd.DataFrame, path: Path) -> None:
@@ -73,4 +73,4 @@ def plot_accuracy_against_parameters(table: pd.DataFrame, path: Path) -> None:
         title="Accuracy against tunable parameters",
     )
     axes.legend(loc="lower right", framealpha=1)
-    _save(figure, path)
+    save(figure, path)

@@ -1,0 +1,42 @@
+"""Options that several commands share, and what they resolve to. Nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.workspace import Workspace
+    from vidpipe.config import Params
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters file.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a value: train.epochs=5. Repeatable.")
+]
+Recipe = Annotated[
+    str | None, typer.Option(help="Overlay from pipeline/recipes, or a path to a YAML file.")
+]
+DataRoot = Annotated[str | None, typer.Option(help="Folder of the videos (data.root).")]
+Out = Annotated[Path, typer.Option(help="Folder that holds data/, models/ and results/.")]
+
+PARAMS, HERE = Path("params.yaml"), Path()
+
+
+def read_params(
+    file: Path, recipe: str | None, data_root: str | None, overrides: list[str] | None
+) -> Params:
+    from pipeline.recipes import read_recipe
+    from vidpipe.config import load_params, parse_override
+
+    overlays = [read_recipe(recipe)] if recipe else []
+    if data_root is not None:
+        overlays.append({"data": {"root": data_root}})
+    return load_params(file, overlays + [parse_override(text) for text in overrides or []])
+
+
+def workspace(out: Path) -> Workspace:
+    from pipeline.workspace import Workspace
+
+    return Workspace(out)

@@ -1,0 +1,177 @@
+"""What videos a data set has, by its layout. Labels, paths and annotation files are untrusted input."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from vidpipe.data.config import DataConfig
+from vidpipe.data.layouts import diving48, generic, kinetics, lists, ssv2
+from vidpipe.data.layouts.common import (
+    COLUMNS,
+    Found,
+    Item,
+    Listing,
+    Row,
+    closest,
+    fail,
+    leaves_root,
+    resolve_inside,
+)
+
+__all__ = ["Item", "Listing", "list_items", "resolve_inside"]
+
+logger = logging.getLogger(__name__)
+
+LAYOUTS: dict[str, Callable[[Path, DataConfig], Found]] = {
+    "folders": generic.folders,
+    "table": generic.table,
+    "kinetics": kinetics.read,
+    "ssv2": ssv2.read,
+    "diving48": diving48.read,
+    "ucf101": lists.ucf101,
+    "hmdb51": lists.hmdb51,
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NOT_NORMAL = re.compile(r"//|(?:^|/)\.(?:/|$)|/$", re.MULTILINE)
+
+
+def list_items(config: DataConfig) -> Listing:
+    """Every video of the data set, sorted by path, and its classes.
+
+    Rows whose file is not on disk stay, so that the manifest says so. Raises VidpipeError, with
+    file and row, for a missing folder, file or column, a malformed row, a path outside the root, a
+    label outside the class list, a path listed twice, fewer than two classes, an empty split, or
+    more absent files than `data.max_missing_fraction`.
+    """
+    root = Path(config.root)
+    if not root.is_dir():
+        raise fail(f"data.root: {root}: no such folder; set data.root or --data-root")
+    layout = config.layout or ("folders" if config.annotations is None else "table")
+    if config.keep and layout != "table":
+        raise fail(f"data.keep: only for layout table, not {layout}")
+    found = LAYOUTS[layout](root, config.model_copy(update={"layout": layout}))
+    if not found.rows:
+        raise fail(f"data.root: {root}: no videos found")
+    _check_text(found.rows)
+    rows = pd.DataFrame.from_records(found.rows, columns=list(COLUMNS))
+    _check_paths(rows, root)
+    classes = _classes(rows, config, found.classes, root)
+    rows = _with_splits(rows, config).sort_values("path", ignore_index=True)
+    for split in ("train", "val"):
+        if not (rows.split == split).any():
+            raise fail(f"data.root: {root}: no video in split {split!r}")
+    _check_missing(rows, config, root)
+    columns = (rows[name].tolist() for name in ("path", "label", "split"))
+    return Listing([Item(*row) for row in zip(*columns, strict=True)], classes)
+
+
+def _place(file: str, row: int) -> str:
+    return f"{file}: row {row}" if file else "data.root"
+
+
+def _where(rows: pd.DataFrame, position: int) -> str:
+    return _place(rows.file.iloc[position], rows.row.iloc[position])
+
+
+def _check_text(rows: list[Row]) -> None:
+    """Refuse what no manifest can hold: half a surrogate pair (from JSON, or a file name that is not
+    UTF-8) and control characters."""
+    # All at once: one value after the other costs ten times as much.
+    if _is_printable("".join(path + label for path, label, *_ in rows)):
+        return
+    for path, label, _, _, file, row in rows:
+        for text in (path, label):
+            if not _is_printable(text):
+                raise fail(f"{_place(file, row)}: {text!a} is not printable UTF-8 text")
+
+
+def _is_printable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return _CONTROL.search(text) is None
+
+
+def _check_paths(rows: pd.DataFrame, root: Path) -> None:
+    """Normalise `rows.path` in place; refuse those outside the root, and those listed twice."""
+    paths = rows.path.tolist()
+    lines = "\n".join(paths)  # no path has a line feed: _check_text
+    if leaves_root(lines) or _NOT_NORMAL.search(lines):
+        for i, path in enumerate(paths):
+            if leaves_root(path):
+                raise fail(f"{_where(rows, i)}: path {path!r} leaves data.root {root}")
+            if _NOT_NORMAL.search(path):
+                paths[i] = posixpath.normpath(path)
+        rows["path"] = paths
+    if (again := rows.path.duplicated()).any():
+        second = int(again.to_numpy().argmax())
+        first = paths.index(paths[second])
+        raise fail(
+            f"{_where(rows, second)}: {paths[second]} is listed more than once; "
+            f"first at {_where(rows, first)}"
+        )
+
+
+def _classes(
+    rows: pd.DataFrame, config: DataConfig, own: tuple[str, ...] | None, root: Path
+) -> tuple[str, ...]:
+    labels = sorted(rows.label.unique())
+    if own is not None and len(own) < 2:
+        labels, own = list(own) or labels, None
+    classes = own if config.classes is None else config.classes
+    if classes is not None:
+        known = set(classes)
+        if unknown := [label for label in labels if label not in known]:
+            at = int((rows.label == unknown[0]).to_numpy().argmax())
+            place = "data.classes" if config.classes is not None else _where(rows, at)
+            raise fail(
+                f"{place}: label {unknown[0]!r} of {rows.path.iloc[at]} is not in the list"
+                f"{closest(unknown[0], classes)}"
+            )
+        return classes
+    if len(labels) < 2:
+        raise fail(
+            f"data.root: {root}: only one class ({labels[0]!r}); a classifier needs at least two"
+        )
+    return tuple(labels)
+
+
+def _with_splits(rows: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Only `train` and `val` are left. Test serves as val where there is no val, else not at all.
+
+    Where there is no split, `val_fraction` of each class by hash: adding videos moves no other.
+    """
+    if not (rows.split == "").any():
+        test = rows.split == "test"
+        if (rows.split == "val").any():
+            if test.any():
+                logger.info("%d videos of the test split are not used", test.sum())
+            return rows[~test]
+        return rows.assign(split=rows.split.mask(test, "val"))
+    held_out: set[str] = set()
+    for _, group in rows.groupby("label", sort=False):
+        paths = sorted(
+            group.path, key=lambda p: hashlib.sha256(f"{config.seed} {p}".encode()).digest()
+        )
+        held_out.update(paths[: max(1, round(config.val_fraction * len(paths)))])
+    return rows.assign(split=["val" if path in held_out else "train" for path in rows.path])
+
+
+def _check_missing(rows: pd.DataFrame, config: DataConfig, root: Path) -> None:
+    missing = rows.path[rows.missing.astype(bool)]
+    if len(missing):
+        logger.warning("%d of %d listed videos are not below %s", len(missing), len(rows), root)
+    if len(missing) > config.max_missing_fraction * len(rows):
+        raise fail(
+            f"data.root: {root}: {len(missing)} of {len(rows)} listed videos are missing (first "
+            f"{', '.join(missing[:3])}), more than data.max_missing_fraction "
+            f"{config.max_missing_fraction:g}; check data.root, fetch them, or raise the fraction"
+        )

@@ -1,0 +1,80 @@
+"""Layouts of one's own data: a folder a class, or a table with a row a video."""
+
+from __future__ import annotations
+
+import os.path
+from pathlib import Path
+
+from vidpipe.data.config import DataConfig
+from vidpipe.data.layouts.common import (
+    Found,
+    fail,
+    need_columns,
+    read_table,
+    resolve_inside,
+    walk,
+)
+
+SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+
+
+def folders(root: Path, config: DataConfig) -> Found:
+    """`root/CLASS/**/name.mp4`. Hidden files and folders are skipped; splits are drawn."""
+    if config.annotations is not None:
+        raise fail(
+            "data.annotations: layout folders has none; set it to null, or data.layout: table"
+        )
+    return Found(
+        [(path, path.partition("/")[0], "", False, "", 0) for path in walk(root) if "/" in path]
+    )
+
+
+def table(root: Path, config: DataConfig) -> Found:
+    """A CSV or Parquet file inside the root with a path, a label and perhaps a split a row."""
+    if config.annotations is None:
+        raise fail("data.annotations: layout table needs a CSV or Parquet file inside data.root")
+    source = resolve_inside(root, config.annotations)
+    rows = read_table(source)
+    names = config.columns
+    conditions = sorted({column for rule in config.keep.values() for column in rule})
+    hint = "; see data.columns and data.keep"
+    need_columns(rows, [names.path, names.label, *conditions], source, hint)
+    empty = ((rows[names.path] == "") | (rows[names.label] == "")).to_numpy()
+    if empty.any():
+        raise fail(
+            f"{source}: row {rows.index[int(empty.argmax())]} has no path or no label: "
+            f"{rows.iloc[int(empty.argmax())].to_dict()}"
+        )
+    if names.split in rows.columns:
+        split = rows[names.split].str.lower().map(SPLITS)
+        if split.isna().any():
+            bad = int(split.isna().to_numpy().argmax())
+            raise fail(
+                f"{source}: row {rows.index[bad]}: split {rows[names.split].iloc[bad]!r} of "
+                f"{rows[names.path].iloc[bad]}; expected train or val"
+            )
+        kept = split.notna()
+        for name, rule in config.keep.items():
+            if name not in ("train", "val"):
+                raise fail(f"data.keep.{name}: no such split; expected train or val")
+            for column, value in rule.items():
+                # Test rows may serve as val.
+                kept &= ((split == "train") != (name == "train")) | (rows[column] == value)
+        rows, split = rows[kept], split[kept]
+        splits = split.tolist()
+    elif config.keep:
+        raise fail(f"data.keep: {source} has no column {names.split!r}; see data.columns")
+    else:
+        splits = [""] * len(rows)
+    paths = rows[names.path].tolist()
+    # Path.is_file takes five times as long, and raises for names that are too long.
+    missing = [not os.path.isfile(f"{root}/{path}") for path in paths]  # noqa: PTH113
+    file = str(source)
+    return Found(
+        [
+            (path, label, split, absent, file, row)
+            for path, label, split, absent, row in zip(
+                paths, rows[names.label].tolist(), splits, missing, rows.index.tolist(), strict=True
+            )
+        ]
+    )
