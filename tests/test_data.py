@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_video import moving
 
-from vidpipe.data import sampling
 from vidpipe.data.config import DataConfig, SamplingConfig, TransformConfig
 from vidpipe.data.dataset import Clips, EpochBatches, TrainSet, ViewSet, to_input, train_loader
 from vidpipe.data.layouts import list_items
@@ -87,51 +86,6 @@ def test_a_label_outside_the_class_list_is_named_with_its_nearest(tmp_path: Path
 def test_missing_root() -> None:
     with pytest.raises(VidpipeError, match=r"data.root: .*no such folder"):
         list_items(DataConfig(root="nowhere/at/all"))
-
-
-# -- sampling -----------------------------------------------------------------------------------
-
-configs = st.builds(
-    SamplingConfig,
-    strategy=st.sampled_from(["uniform", "dense"]),
-    num_frames=st.integers(1, 32),
-    stride=st.integers(1, 16),
-    short_clips=st.sampled_from(["loop", "repeat_last"]),
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(configs, st.integers(1, 500), st.integers(0, 2**31), st.integers(1, 5))
-def test_indices_exist_and_keep_their_order(
-    config: SamplingConfig, length: int, seed: int, clips: int
-) -> None:
-    uniforms = np.random.default_rng(seed).random(config.num_frames)
-    drawn = sampling.train_indices(length, config, uniforms)[None]
-    for indices in (drawn, sampling.test_indices(length, config, clips)):
-        assert indices.shape[1] == config.num_frames
-        assert indices.min() >= 0
-        assert indices.max() < length
-        span = (config.num_frames - 1) * config.stride + 1
-        if config.strategy == "uniform" or config.short_clips == "repeat_last" or span <= length:
-            assert (np.diff(indices, axis=1) >= 0).all()
-
-
-def test_uniform_takes_the_middle_of_each_segment_and_dense_the_whole_range() -> None:
-    assert sampling.test_indices(40, UNIFORM, 1).tolist() == [[5, 15, 25, 35]]
-    dense = SamplingConfig(strategy="dense", num_frames=4, stride=2)
-    assert sampling.test_indices(11, dense, 3).tolist() == [
-        [0, 2, 4, 6],
-        [2, 4, 6, 8],
-        [4, 6, 8, 10],
-    ]
-    assert sampling.test_indices(11, dense, 1).tolist() == [[2, 4, 6, 8]]
-
-
-def test_short_clips_loop_or_repeat() -> None:
-    loop = SamplingConfig(strategy="dense", num_frames=4, stride=2)
-    repeat = loop.model_copy(update={"short_clips": "repeat_last"})
-    assert sampling.test_indices(3, loop, 1).tolist() == [[0, 2, 1, 0]]
-    assert sampling.test_indices(3, repeat, 1).tolist() == [[0, 2, 2, 2]]
 
 
 # -- samples ------------------------------------------------------------------------------------
