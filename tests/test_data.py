@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_video import moving
 
+from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import DataConfig, SamplingConfig, TransformConfig
-from vidpipe.data.dataset import Clips, EpochBatches, TrainSet, ViewSet, to_input, train_loader
+from vidpipe.data.dataset import Clips, TrainSet, ViewSet, to_input, train_loader
 from vidpipe.data.layouts import list_items
 from vidpipe.errors import VidpipeError
 from vidpipe.video.encode import encode_h264

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import SamplingConfig, TransformConfig
-from vidpipe.data.dataset import Clips, EpochBatches, TrainSet, ViewSet
+from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.video.store import FrameStore, write_manifest
 
 SAMPLING = SamplingConfig(strategy="uniform", num_frames=8)

@@ -35,7 +35,7 @@ class Moving(torch.utils.data.Dataset):
 
     def __init__(self, size: int, views: bool) -> None:
         self.size, self.views = size, views
-        self.clips = SimpleNamespace(ids=[f"clip{i}" for i in range(size)])
+        self.clips = SimpleNamespace(name=lambda i: f"clip{i}")
 
     def __len__(self) -> int:
         return self.size
@@ -46,7 +46,8 @@ class Moving(torch.utils.data.Dataset):
         for t in range(T):
             x = 2 + 7 * (t if i % 2 else T - 1 - t) + (i // 2) % 4
             video[t, :, :, x : x + 6] = 255
-        return {"video": video[None] if self.views else video, "label": i % 2, "index": i}
+        item = {"video": video[None] if self.views else video, "label": i % 2, "index": i}
+        return {**item, "asked": i, "replaced": False}
 
 
 def train(name: str = "st_adapter", **config: object):
