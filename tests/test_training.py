@@ -103,7 +103,9 @@ def test_unreadable_clips_beyond_the_allowed_end_the_training(
 
     monkeypatch.setattr(Moving, "__getitem__", third_is_bad)
     train("linear_probe", epochs=2, max_bad_reads=0.35)  # each epoch counts anew
-    with pytest.raises(VidpipeError, match=r"^1[01] of an epoch's 32 clips could not be read \(clip"):
+    with pytest.raises(
+        VidpipeError, match=r"^1[01] of an epoch's 32 clips could not be read \(clip"
+    ):
         train("linear_probe", epochs=2, max_bad_reads=0.3)
 
 
