@@ -17,6 +17,7 @@ from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.config import Params
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
+from vidpipe.data.mixing import PairMixer
 from vidpipe.files import atomic_folder, write_json, write_text
 from vidpipe.profile import cost
 from vidpipe.training.checkpoint import TrainedModel, load_adapter, new_model, save_adapter
@@ -73,7 +74,7 @@ def _seeded_model(params: Params, method: str, classes: list[str]) -> TrainedMod
 
 def _shown_params(params: Params, method: str) -> dict[str, Any]:
     """What decides this training, for MLflow's table: the method's own block without its name."""
-    sections = ("data", "sampling", "transform", "backbone", "train")
+    sections = ("data", "subset", "sampling", "transform", "backbone", "train")
     shown = {key: getattr(params, key).model_dump(mode="json") for key in sections}
     return {
         **shown,
@@ -100,7 +101,10 @@ def worker(payload: dict[str, Any]) -> None:
     store = open_store(Workspace(Path(payload["store"]).parents[1]), params)
     trained = _seeded_model(params, method, classes)
     train_set = TrainSet(
-        Clips(store, "train", classes), params.sampling, params.transform, params.train.seed
+        Clips(store, "train", classes, params.subset),
+        params.sampling,
+        params.transform,
+        params.train.seed,
     )
     val_set = ViewSet(Clips(store, "val", classes), params.sampling, params.transform)
     rank = cluster.rank()
@@ -131,6 +135,7 @@ def worker(payload: dict[str, Any]) -> None:
             device=cluster.device(),
             rank=rank,
             world_size=cluster.world_size(),
+            mixer=PairMixer.of(params.transform, params.train.seed),
             wrap=cluster.wrap,
             on_step=on_step,
             on_epoch=on_epoch,

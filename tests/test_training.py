@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import randomise, tiny_vit
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import architecture, load_backbone
 from vidpipe.config import TrainConfig
+from vidpipe.data.batches import shard_order
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.export.package import (
@@ -35,7 +37,7 @@ class Moving(torch.utils.data.Dataset):
 
     def __init__(self, size: int, views: bool) -> None:
         self.size, self.views = size, views
-        self.clips = SimpleNamespace(ids=[f"clip{i}" for i in range(size)])
+        self.clips = SimpleNamespace(name=lambda i: f"clip{i}", shards=np.arange(size) // 2)
 
     def __len__(self) -> int:
         return self.size
@@ -46,7 +48,8 @@ class Moving(torch.utils.data.Dataset):
         for t in range(T):
             x = 2 + 7 * (t if i % 2 else T - 1 - t) + (i // 2) % 4
             video[t, :, :, x : x + 6] = 255
-        return {"video": video[None] if self.views else video, "label": i % 2, "index": i}
+        item = {"video": video[None] if self.views else video, "label": i % 2, "index": i}
+        return {**item, "asked": i, "replaced": False}
 
 
 def train(name: str = "st_adapter", **config: object):
@@ -87,6 +90,38 @@ def test_a_loss_that_is_not_finite_names_step_and_clips(monkeypatch: pytest.Monk
     )
     with pytest.raises(VidpipeError, match=r"loss is nan at step 0 \(clips clip\d+, "):
         train(epochs=2)
+
+
+def test_unreadable_clips_beyond_the_allowed_end_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Moving.__getitem__
+
+    def third_is_bad(self: Moving, key: object) -> dict:
+        item = original(self, key)
+        return {**item, "replaced": item["index"] % 3 == 0}  # 11 of 32
+
+    monkeypatch.setattr(Moving, "__getitem__", third_is_bad)
+    train("linear_probe", epochs=2, max_bad_reads=0.35)  # each epoch counts anew
+    with pytest.raises(
+        VidpipeError, match=r"^1[01] of an epoch's 32 clips could not be read \(clip"
+    ):
+        train("linear_probe", epochs=2, max_bad_reads=0.3)
+
+
+def test_shuffle_shards_reads_in_the_order_of_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = np.arange(32) // 2
+    seen = []
+    original = Moving.__getitem__
+
+    def watched(self: Moving, key: object) -> dict:
+        if isinstance(key, tuple):
+            seen.append(key[1])
+        return original(self, key)
+
+    monkeypatch.setattr(Moving, "__getitem__", watched)
+    train("linear_probe", epochs=2, shuffle="shards")
+    assert seen == [*shard_order(shards, 0, 0), *shard_order(shards, 0, 1)]
 
 
 def test_schedule_warms_up_and_ends_at_zero() -> None:

@@ -6,41 +6,77 @@ of loader processes or of training workers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torchvision.transforms.v2 as T
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from vidpipe.data.config import SamplingConfig, TransformConfig
+from vidpipe.data.batches import EpochBatches
+from vidpipe.data.config import SamplingConfig, SubsetConfig, TransformConfig
 from vidpipe.data.sampling import test_indices, train_indices
+from vidpipe.data.transforms import ClipTransform, mirrored_labels
 from vidpipe.errors import VidpipeError
 from vidpipe.video.store import FrameStore
 
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 8
+"""Clips tried for one training sample before its read error ends the training."""
+
 
 class Clips:
-    """The rows of one split of a store, with class indices."""
+    """The rows of one split of a store, with class indices.
 
-    def __init__(self, store: FrameStore, split: str, classes: Sequence[str]) -> None:
+    `subset` applies to split `train` only. What every loader process holds of a clip is a few
+    numbers and the bytes of its id: no Python objects.
+    """
+
+    def __init__(
+        self,
+        store: FrameStore,
+        split: str,
+        classes: Sequence[str],
+        subset: SubsetConfig | None = None,
+    ) -> None:
         self.store = store
+        self.classes = tuple(classes)
         self.rows = np.flatnonzero(store.rows.split == split)
         if len(self.rows) == 0:
             raise VidpipeError(f"{store.root}: no usable clip in split {split!r}")
+        if split == "train" and subset and (subset.fraction or subset.per_class):
+            from vidpipe.data.subset import subset_rows
+
+            found = store.rows.iloc[self.rows]
+            self.rows = self.rows[subset_rows(found.id.tolist(), found.label.tolist(), subset)]
         index = {name: i for i, name in enumerate(classes)}
-        labels = store.rows.label.iloc[self.rows]
-        if unknown := sorted(set(labels) - index.keys()):
+        found = store.rows.iloc[self.rows]
+        if unknown := sorted(set(found.label) - index.keys()):
             raise VidpipeError(
                 f"{store.root}: label {unknown[0]!r} is not among the {len(classes)} classes of "
                 "data.classes"
             )
-        self.labels = np.array([index[label] for label in labels])
-        self.ids: list[str] = store.rows.id.iloc[self.rows].tolist()
+        self.labels = np.array([index[label] for label in found.label])
+        self.shards = found["shard"].to_numpy(dtype=np.int64)
+        self._ids = pa.array(found.id.tolist(), pa.large_string())
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def ids(self) -> list[str]:
+        """A new list: ask once where all are needed."""
+        ids: list[str] = self._ids.to_pylist()
+        return ids
+
+    def name(self, i: int) -> str:
+        """The id of clip `i`."""
+        return str(self._ids[i])
 
     def read(self, i: int, indices: Sequence[int]) -> Tensor:
         """(len(indices), 3, H, W) uint8."""
@@ -52,7 +88,12 @@ class Clips:
 
 
 class TrainSet(Dataset[dict[str, Any]]):
-    """Items are addressed by (epoch, index); `video` is (T, 3, S, S) uint8."""
+    """Items are addressed by (epoch, index); `video` is (T, 3, S, S) uint8.
+
+    A clip that cannot be read gives its place to another, f(seed, epoch, index) like all else:
+    `replaced` says so, `asked` is the clip that was to be read and `index` the one that was. Whoever
+    consumes the batches counts them: a loader process sees its own share only.
+    """
 
     def __init__(
         self, clips: Clips, sampling: SamplingConfig, transform: TransformConfig, seed: int
@@ -60,42 +101,52 @@ class TrainSet(Dataset[dict[str, Any]]):
         self.clips = clips
         self.sampling = sampling
         self.seed = seed
-        steps: list[Any] = []
-        if transform.crop == "random_resized":
-            steps.append(
-                T.RandomResizedCrop(
-                    transform.size, scale=transform.scale, ratio=transform.ratio, antialias=True
-                )
-            )
-        else:
-            steps.append(T.Resize(transform.size, antialias=True))
-            crop = T.RandomCrop if transform.crop == "random" else T.CenterCrop
-            steps.append(crop(transform.size))
-        if transform.flip:
-            steps.append(T.RandomHorizontalFlip())
-        # One call on all frames: every frame of a clip gets the same crop and flip.
-        self.transform = T.Compose(steps)
+        self.transform = ClipTransform(transform)
+        self.mirrored = mirrored_labels(transform, clips.classes)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        epoch, i = key
-        rng = np.random.default_rng([self.seed, epoch, i])
+        epoch, asked = key
+        i, rng = asked, np.random.default_rng([self.seed, epoch, asked])
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                sample = self._sample(i, rng)
+            except VidpipeError as error:
+                if attempt == ATTEMPTS:
+                    raise
+                logger.warning("clip %s: another takes its place (%s)", self.clips.name(i), error)
+                # Its own draws, too: where this clip has its turn in the epoch, it looks different.
+                rng = np.random.default_rng([self.seed, epoch, asked, attempt])
+                i = int(rng.integers(len(self.clips)))
+            else:
+                return {**sample, "asked": asked, "replaced": attempt > 1}
+        raise AssertionError("unreachable")
+
+    def _sample(self, i: int, rng: np.random.Generator) -> dict[str, Any]:
         draws = rng.random(self.sampling.num_frames)
         indices = train_indices(self.clips.num_frames(i), self.sampling, draws)
         frames = self.clips.read(i, indices.tolist())
         # torchvision draws from torch's global generator: seed it for this sample, then restore it.
+        # Only the CPU's: torch.manual_seed would reset a GPU's, too, which draws the dropout.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**63)))
-            video = self.transform(frames)
-        return {"video": video, "label": int(self.clips.labels[i]), "index": i}
+            torch.default_generator.manual_seed(int(rng.integers(2**63)))
+            video, flipped = self.transform(frames)
+        label = int(self.clips.labels[i])
+        return {
+            "video": video,
+            "label": int(self.mirrored[label]) if flipped else label,
+            "index": i,
+        }
 
 
 class ViewSet(Dataset[dict[str, Any]]):
     """Items are addressed by index; `video` is (views, T, 3, S, S) uint8, all read in one pass.
 
-    Views are temporal clips x spatial crops (1: centre; 3: along the long side), clips first.
+    Views are temporal clips x spatial crops (1: centre; 3: along the long side), clips first. The
+    frames are resized once and then cropped: three crops overlap, and one by one they would have
+    1.7 times the pixels of a 16:9 frame.
     """
 
     def __init__(
@@ -130,38 +181,46 @@ class ViewSet(Dataset[dict[str, Any]]):
         return {"video": video, "label": int(self.clips.labels[i]), "index": i}
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """This rank's part of each global batch of one epoch: the same global order for any world size.
+class Loader:
+    """A torch DataLoader whose errors are one line, whichever process they come from.
 
-    The last, incomplete batch is dropped, unless it is the only one.
+    With `workers`, each decodes ahead up to `prefetch` batches. `keep` leaves them running between
+    iterations: for training, where the decoded clips that they hold are asked for again.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int, world_size: int) -> None:
-        self.batch_size = min(batch_size, size - size % world_size)
-        if self.batch_size == 0:
-            raise VidpipeError(f"{size} training clips cannot feed {world_size} workers")
-        self.size, self.seed = size, seed
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+    def __init__(
+        self, data: Dataset[Any], *, workers: int, prefetch: int, keep: bool, **batching: Any
+    ) -> None:
+        self.loader: DataLoader[dict[str, Any]] = DataLoader(
+            data,
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            persistent_workers=keep and workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **batching,
+        )
 
     def __len__(self) -> int:
-        return self.size // self.batch_size
+        return len(self.loader)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size][self.rank :: self.world_size]
-            yield [(self.epoch, int(i)) for i in batch]
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self.loader
+        except VidpipeError as error:
+            # From a process, the message is its whole traceback, which ends in our line.
+            line = str(error).strip().splitlines()[-1]
+            raise VidpipeError(line.removeprefix("vidpipe.errors.VidpipeError: ")) from error
 
 
-def train_loader(data: TrainSet, batches: EpochBatches, workers: int) -> DataLoader[dict[str, Any]]:
-    return DataLoader(
-        data,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+def train_loader(data: TrainSet, batches: EpochBatches, workers: int, prefetch: int = 2) -> Loader:
+    return Loader(data, workers=workers, prefetch=prefetch, keep=True, batch_sampler=batches)
+
+
+def view_loader(
+    data: Dataset[dict[str, Any]], batch_size: int, workers: int = 0, prefetch: int = 2
+) -> Loader:
+    """For a ViewSet or a part of one, in order."""
+    return Loader(data, workers=workers, prefetch=prefetch, keep=False, batch_size=batch_size)
 
 
 def to_input(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from vidpipe.config import TrainConfig
-from vidpipe.data.dataset import EpochBatches, TrainSet, ViewSet, to_input, train_loader
+from vidpipe.data.batches import EpochBatches
+from vidpipe.data.dataset import TrainSet, ViewSet, to_input, train_loader, view_loader
+from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 
@@ -64,6 +65,7 @@ def fit(
     device: torch.device | None = None,
     rank: int = 0,
     world_size: int = 1,
+    mixer: PairMixer | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     on_step: Callable[[StepInfo], None] = lambda info: None,
     on_epoch: Callable[[EpochMetrics, EpochTiming], None] = lambda metrics, timing: None,
@@ -71,13 +73,23 @@ def fit(
     """Train `model` in place; AdamW, linear warm-up, cosine to zero (all three papers).
 
     `wrap` adds data parallelism; callbacks run on every rank, after every step and epoch.
-    Raises VidpipeError when the loss is not finite, naming the step and the clips.
+    `mixer` mixes pairs of clips; the training accuracy then counts their heavier labels.
+    Raises VidpipeError when the loss is not finite, naming the step and the clips, and when an epoch
+    had more unreadable clips than `train.max_bad_reads` allows.
     """
     device = device or torch.device("cpu")
     model.to(device)
     parallel = wrap(model)
-    batches = EpochBatches(len(train_set), config.batch_size, config.seed, rank, world_size)
-    loader = train_loader(train_set, batches, config.loader_workers)
+    batches = EpochBatches(
+        len(train_set),
+        config.batch_size,
+        config.seed,
+        rank,
+        world_size,
+        shards=train_set.clips.shards if config.shuffle == "shards" else None,
+        pairs=mixer is not None,
+    )
+    loader = train_loader(train_set, batches, config.loader_workers, config.prefetch)
     total_steps = config.epochs * len(batches)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=model.config.lr, fused=True)
     warmup = config.warmup_epochs * len(batches)
@@ -91,21 +103,28 @@ def fit(
     for epoch in range(config.epochs):
         parallel.train()
         batches.epoch = epoch
-        sums = torch.zeros(3, dtype=torch.float64)  # loss, correct, clips
+        sums = torch.zeros(4, dtype=torch.float64)  # loss, correct, clips, unreadable clips
+        bad = BadReads(train_set, config.max_bad_reads, len(batches) * batches.batch_size)
         started = waited = time.perf_counter()
         waiting = 0.0
         for batch in loader:
             waiting += time.perf_counter() - waited
+            bad.count(batch)
             x = to_input(batch["video"].to(device, non_blocking=True), *normalisation)
-            labels = batch["label"].to(device, non_blocking=True)
+            labels = target = batch["label"].to(device, non_blocking=True)
+            mixed = mixer(x, labels, batch["index"].tolist(), epoch) if mixer else None
+            if mixed is not None:
+                x, labels = mixed.video, mixed.heavier
             with autocast(config, device):
                 logits = parallel(x)
+                if mixed is not None:
+                    target = mixed.targets(logits.shape[1])
                 loss = F.cross_entropy(
-                    logits.float(), labels, label_smoothing=config.label_smoothing
+                    logits.float(), target, label_smoothing=config.label_smoothing
                 )
             value = loss.item()  # a device sync; the finite check and the bar are worth it
             if not math.isfinite(value):
-                names = [train_set.clips.ids[i] for i in batch["index"].tolist()]
+                names = [train_set.clips.name(i) for i in batch["index"].tolist()]
                 raise VidpipeError(
                     f"loss is {value} at step {step} (clips {', '.join(names[:4])}, ...); "
                     "lower methods.<method>.lr or set train.clip_grad_norm"
@@ -120,12 +139,14 @@ def fit(
             scheduler.step()
             step += 1
             correct = (logits.argmax(1) == labels).sum().item()
-            sums += torch.tensor([value * len(labels), correct, len(labels)])
+            sums[:3] += torch.tensor([value * len(labels), correct, len(labels)])
             waited = time.perf_counter()
             speed = sums[2].item() * world_size / (waited - started)
             on_step(StepInfo(epoch, step, total_steps, value, (sums[1] / sums[2]).item(), speed))
         seconds = time.perf_counter() - started
-        loss_sum, correct_sum, clips = all_sum(sums, device).tolist()
+        sums[3] = bad.found
+        loss_sum, correct_sum, clips, unreadable = all_sum(sums, device).tolist()
+        bad.check(int(unreadable))
         val_loss = val_top1 = None
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
             val_loss, val_top1 = validate(
@@ -137,6 +158,34 @@ def fit(
         history.append(metrics)
         on_epoch(metrics, EpochTiming(clips / seconds, waiting / seconds))
     return history
+
+
+class BadReads:
+    """The clips of one epoch that could not be read, counted where batches arrive: each once,
+    whichever loader process met it."""
+
+    def __init__(self, data: TrainSet, fraction: float, clips: int) -> None:
+        self.data, self.clips = data, clips
+        self.allowed = max(1, int(fraction * clips))
+        self.found = 0
+        self.first: list[str] = []
+
+    def count(self, batch: dict[str, Any]) -> None:
+        """Raises as `check` does, as soon as this rank's own count is too large."""
+        for i in batch["asked"][batch["replaced"]].tolist():
+            self.found += 1
+            if len(self.first) < 4:
+                self.first.append(self.data.clips.name(i))
+        self.check(self.found)
+
+    def check(self, found: int) -> None:
+        """Raises VidpipeError when `found` clips, of all ranks, are more than the epoch may have."""
+        if found > self.allowed:
+            named = f" ({', '.join(self.first)}, ...)" if self.first else ""
+            raise VidpipeError(
+                f"{found} of an epoch's {self.clips} clips could not be read{named}, more than "
+                "train.max_bad_reads allows; run `vidpipe extract` again"
+            )
 
 
 def parameter_groups(model: VideoModel) -> list[dict[str, Any]]:
@@ -183,9 +232,11 @@ def validate(
     model.eval()
     own = torch.utils.data.Subset(val_set, range(rank, len(val_set), world_size))
     sums = torch.zeros(3, dtype=torch.float64)
-    for batch in DataLoader(own, batch_size=max(1, config.batch_size // world_size)):
-        x = to_input(batch["video"][:, 0].to(device), *normalisation)
-        labels = batch["label"].to(device)
+    batch_size = max(1, config.batch_size // world_size)
+    for batch in view_loader(own, batch_size, config.loader_workers, config.prefetch):
+        video = batch["video"].to(device, non_blocking=True)
+        x = to_input(video[:, 0], *normalisation)
+        labels = batch["label"].to(device, non_blocking=True)
         with autocast(config, device):
             logits = model(x).float()
         loss = F.cross_entropy(logits, labels, reduction="sum").item()

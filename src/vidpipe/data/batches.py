@@ -1,0 +1,83 @@
+"""Which clips make which batch: f(seed, epoch), cut up alike for any number of training workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from vidpipe.errors import VidpipeError
+
+SHARDS_AT_ONCE = 4
+"""With `train.shuffle: shards`, how many shards the clips around one place of an epoch are from."""
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """This rank's part of each global batch of one epoch: the same global order for any world size.
+
+    Set `epoch`, and `start_batch` to go on in the middle of it, before each iteration; the number of
+    batches (`len`) is that of the whole epoch. `shards` (N,) turns on the shuffling by shards.
+    `pairs`: clips (2k, 2k + 1) of the global batch stay together, to be mixed.
+    The last, incomplete batch is dropped, unless it is the only one.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        *,
+        shards: NDArray[np.int64] | None = None,
+        pairs: bool = False,
+    ) -> None:
+        # Each rank gets as many clips as any other, or its gradients would weigh more.
+        together = 2 if pairs and world_size > 1 else 1
+        self.batch_size = min(batch_size, size - size % (world_size * together))
+        if self.batch_size == 0:
+            raise VidpipeError(f"{size} training clips cannot feed {world_size} workers")
+        if pairs and self.batch_size % (world_size * together):
+            raise VidpipeError(
+                f"train.batch_size {self.batch_size} does not divide into pairs among {world_size} "
+                "workers, and mixup_alpha and cutmix_alpha mix pairs; make it a multiple of "
+                f"{world_size * together}"
+            )
+        self.size, self.seed = size, seed
+        self.rank, self.world_size = rank, world_size
+        self.shards, self.pairs = shards, pairs
+        self.epoch = 0
+        self.start_batch = 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.shards is None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        else:
+            order = shard_order(self.shards, self.seed, self.epoch)
+        at = np.arange(self.batch_size)
+        mine = at[(at // 2 if self.pairs else at) % self.world_size == self.rank]
+        for batch in range(self.start_batch, len(self)):
+            clips = order[batch * self.batch_size + mine]
+            yield [(self.epoch, int(i)) for i in clips]
+
+
+def shard_order(
+    shards: NDArray[np.int64], seed: int, epoch: int, window: int = SHARDS_AT_ONCE
+) -> NDArray[np.int64]:
+    """Every clip once, shuffled so that no place of the epoch lies within more than `window` shards.
+
+    Shards are permuted, and clips sorted by their shard's place plus a draw in [0, window): around
+    the value v are clips of the shards placed in (v - window, v], and of no others. A store that is
+    read over a network then fetches each shard once. `shards` (N,) is the shard of each clip.
+
+    Batches are only as mixed as `window` shards are: clips must not lie in the store class by class.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    _, shard = np.unique(shards, return_inverse=True)
+    places = rng.permutation(int(shard.max()) + 1)
+    return np.argsort(places[shard] + rng.random(len(shards)) * window, kind="stable")
