@@ -29,8 +29,8 @@ demo: $(READY) ## Run the whole pipeline on the embedded data set and show the t
 	dvc repro
 	@vidpipe report
 
-test: $(READY) ## Run the whole test suite
-	python -m pytest
+test: $(READY) ## Run the whole test suite, two processes at a time
+	python -m pytest -n 2 --dist loadgroup
 
 test-fast: $(READY) ## Run the tests that take seconds
 	python -m pytest -m "not slow"

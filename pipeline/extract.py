@@ -8,6 +8,7 @@ from __future__ import annotations
 import concurrent.futures as futures
 import multiprocessing
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -23,6 +24,7 @@ from vidpipe.data.layouts import Item, list_items, resolve_inside
 from vidpipe.errors import VidpipeError
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one, quarantined
+from vidpipe.video.store import read_manifest
 from vidpipe.video.writer import StoreWriter
 
 Task = tuple[int, Path]
@@ -41,12 +43,14 @@ def run(
     """
     listing = list_items(data)
     root = Path(data.root)
-    sources = [resolve_inside(root, item.path) for item in listing.items]
-    stats = [_stat(source) for source in sources]
     listed = [
         {"id": id_, "path": item.path, "label": item.label, "split": item.split}
         for id_, item in zip(_unique_ids(listing.items), listing.items, strict=True)
     ]
+    # Shards hold all classes: reading a few at a time (train.shuffle: shards) must not skew batches.
+    random.Random(0).shuffle(listed)
+    sources = [resolve_inside(root, row["path"]) for row in listed]
+    stats = [_stat(source) for source in sources]
     # What decides the bytes; how the work is shared out does not.
     decisive = extract.model_dump(
         exclude={"num_workers", "ray_address", "max_bad_fraction", "timeout_s"}
@@ -60,6 +64,8 @@ def run(
         timeout_s=extract.timeout_s,
     )
     with closing(writer):
+        if writer.finished:
+            return _summary(read_manifest(out).rows.to_dict("records"))
         pending = writer.pending()
         if len(pending) < len(listed):
             console.print(
@@ -75,6 +81,10 @@ def run(
                 bar.update(task, advance=1, info=f"{speed:.1f} clips/s")
         _refuse_if_too_bad(writer.all_rows(), extract)
         rows = writer.finish(listing.classes, extract.tier)
+    return _summary(rows)
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     reasons = Counter(row["reason"] for row in rows if row["status"] != "ok")
     for row in rows:
         if row["status"] != "ok":

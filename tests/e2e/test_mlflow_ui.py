@@ -17,6 +17,7 @@ from e2e.conftest import environment
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
+    pytest.mark.xdist_group("e2e"),  # one project for all
     pytest.mark.skipif(
         "REQUIRE_BROWSER" not in os.environ
         and not (shutil.which("chromium") and shutil.which("chromedriver")),

@@ -15,7 +15,7 @@ from conftest import PROJECT
 
 from e2e.conftest import Run, run_in
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("e2e")]
 
 METHODS = ("linear_probe", "st_adapter", "aim", "zeroi2v")
 
@@ -52,9 +52,7 @@ def test_every_stage_leaves_its_files_and_a_clean_tree(project: Path, run: Run) 
 
 
 def test_no_temporary_files_are_left(project: Path) -> None:
-    left = [
-        p for p in project.rglob(".*") if p.name.startswith((".extract", ".adapter", ".package"))
-    ]
+    left = [p for p in project.rglob(".*") if p.name.startswith((".store", ".adapter", ".package"))]
     assert not left
     assert not list((project / "ray").iterdir())
 
@@ -173,15 +171,19 @@ def test_damaged_videos_do_not_stop_the_run(project: Path, tmp_path: Path, run: 
     run("vidpipe", "extract", *options)
     counts = json.loads((out / "results" / "extract.json").read_text())
     assert counts["clips"] == 21
-    assert (counts["quarantined_undecodable"], counts["quarantined_duplicate"]) == (2, 1)
+    reasons = ("undecodable", "truncated", "duplicate")
+    assert [counts[f"quarantined_{reason}"] for reason in reasons] == [1, 1, 1]
     rows = pd.read_parquet(out / "data" / "store" / "manifest.parquet")
-    assert set(rows[rows.status != "ok"].reason) == {"undecodable", "duplicate"}
+    assert set(rows[rows.status != "ok"].reason) == set(reasons)
 
     before = (out / "data" / "store" / "shard-00000.bin").read_bytes()
     strict = (*options[:-1], "extract.max_bad_fraction=0.1")
     done = run("vidpipe", "extract", *strict, check=False)
     assert done.returncode == 1
-    assert "3 of 24 videos are bad (undecodable 2, duplicate 1" in done.stderr.splitlines()[-1]
+    assert (
+        "3 of 24 videos are bad (undecodable 1, truncated 1, duplicate 1"
+        in done.stderr.splitlines()[-1]
+    )
     assert (out / "data" / "store" / "shard-00000.bin").read_bytes() == before
     run("vidpipe", "extract", *options, "--set", "extract.num_workers=1")
     assert (out / "data" / "store" / "shard-00000.bin").read_bytes() == before

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -49,11 +50,13 @@ class StoreWriter:
         self.work = out.parent / f".{out.name}.work-{key}"
         self._old = out.parent / f".{out.name}.old"
         out.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = (out.parent / f".{out.name}.lock").open("w")
+        # The folder itself: a lock file would be left behind.
+        self._lock = os.open(out.parent, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise VidpipeError(f"{out}: another extraction is writing this store") from None
+            os.close(self._lock)
+            raise VidpipeError(f"{out.parent}: another extraction is writing here") from None
         for other in out.parent.glob(f".{out.name}.work-*"):
             if other != self.work:
                 shutil.rmtree(other)  # of other videos or settings
@@ -97,11 +100,12 @@ class StoreWriter:
         self._pack()
 
     def finish(self, classes: Sequence[str], tier: str) -> list[dict[str, Any]]:
-        """Commit what is left, write the manifest, put the store in its place; returns all rows."""
+        """Commit what is left, write the manifest (by path), put the store in its place; all rows."""
         if missing := self.pending():
             raise ValueError(f"{len(missing)} videos have not been added")
         self._commit()
         rows = [{k: v for k, v in row.items() if not k.startswith("_")} for row in self.rows]
+        rows.sort(key=lambda row: row["path"])
         write_manifest(self._store, rows, classes, tier)
         shutil.rmtree(self._old, ignore_errors=True)
         if self.out.exists():
@@ -112,7 +116,7 @@ class StoreWriter:
 
     def close(self) -> None:
         """Give the lock back; unfinished work stays for the next try."""
-        self._lock.close()
+        os.close(self._lock)
 
     def all_rows(self) -> list[dict[str, Any]]:
         """Of every video, before `finish`: also those of the shard that is filling up."""
