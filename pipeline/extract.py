@@ -65,7 +65,8 @@ def run(
     )
     with closing(writer):
         if writer.finished:
-            return _summary(read_manifest(out).rows.to_dict("records"))
+            found = read_manifest(out).rows
+            return _summary([dict(row) for _, row in found.iterrows()])
         pending = writer.pending()
         if len(pending) < len(listed):
             console.print(
