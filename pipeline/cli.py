@@ -230,12 +230,11 @@ def methods() -> None:
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes."""
-    from pipeline.recipes import list_recipes
+def recipes(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the recipes: what they cost, and what the papers report for them."""
+    from pipeline.recipes.listing import run as show
 
-    for name, title in list_recipes():
-        typer.echo(f"{name:30} {title}")
+    show(json)
 
 
 @app.command(name="fetch-weights")
