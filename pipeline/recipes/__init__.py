@@ -34,10 +34,14 @@ class Expects(Section):
     pretrain: str
     top1: float
     top5: float | None = None
-    tunable_m: float | None = Field(None, description="as printed: papers differ about the head")
+    tunable_m: int | float | None = Field(
+        None, description="as printed: papers differ about the head"
+    )
     gflops: float | None = Field(None, description="multiply-accumulates of all views, / 1e9")
     norms: bool = Field(True, description="false: printed without the LayerNorms' (AIM)")
-    code_top1: float | None = Field(None, description="what the README of the authors' code reports")
+    code_top1: float | None = Field(
+        None, description="what the README of the authors' code reports"
+    )
 
 
 @dataclass(frozen=True)

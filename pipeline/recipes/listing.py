@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import asdict, astuple, dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -80,7 +80,7 @@ class Costs:
     """Multiply-accumulates of one clip, forward and backward."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def costs(
     method: str,
     options: str,
@@ -116,7 +116,7 @@ def costs(
     return Costs(*(a + rest * (b - a) for a, b in zip(one, two, strict=True)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _image_model(backbone: str, size: int, depth: int | None) -> ImageModel:
     """On the meta device; `depth`: only the first blocks of a ViT. Copy it before changing it."""
     if depth is None:
