@@ -124,12 +124,15 @@ def test_the_model_costs_what_the_row_prints(name: str) -> None:
     expects = recipe.expects
     assert expects is not None
     assert own.tunable_m is not None
-    if expects.tunable_m is not None:
-        kinds = [_status(expects.tunable_m, None, ours, 0) for ours in _tunable(own)]
+    if (printed := expects.tunable_m) is not None:
+        whole = (
+            int(printed) if printed == int(printed) else printed
+        )  # "19.0" was computed from 18.945
+        kinds = [_status(whole, None, ours, 0) for ours in _tunable(own)]
         # 7.2 is of kernel 3x3x3, which ST-Adapter's text names; 7.1 M with the 3x1x1 of its tables.
-        known = recipe.methods == ["st_adapter"] and expects.tunable_m == 7.2
-        assert known or {"exact", "truncated"} & set(kinds), (expects.tunable_m, _tunable(own))
-        assert abs(own.tunable_m - expects.tunable_m) < 0.05 * expects.tunable_m
+        known = recipe.methods == ["st_adapter"] and printed == 7.2
+        assert known or {"exact", "truncated"} & set(kinds), (printed, _tunable(own))
+        assert abs(own.tunable_m - printed) < 0.05 * printed
     if expects.gflops is not None:
         ours = own.gflops if expects.norms else own.gflops_without_norms
         assert ours == pytest.approx(expects.gflops, rel=TOLERANCE)
@@ -335,7 +338,7 @@ def test_one_step_at_reduced_size(name: str, store: FrameStore) -> None:
         name,
         transform={"size": 32, **jitter},
         sampling={"num_frames": frames},
-        train={"batch_size": 4, "steps": None, "epochs": 3},
+        train={"batch_size": 4},
     )
     (method,) = recipe.methods
     # All classes of the data set, so that ssv2's pairs of classes exist; the store's are two of them.
