@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import count
 
@@ -116,7 +116,7 @@ def epoch_batches(train_set: TrainSet, params: Params) -> EpochBatches:
 
 def real_steps(
     trained: TrainedModel, train_set: TrainSet, params: Params, device: torch.device
-) -> Iterator[Step]:
+) -> Generator[Step]:
     """Optimizer steps of one worker at the peak rate, endlessly; the model changes in memory only."""
     train, model = params.train, trained.model.to(device).train()
     mean_std = trained.backbone.mean, trained.backbone.std

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from test_video import moving
 
 from vidpipe.data.config import SamplingConfig, TransformConfig
@@ -16,16 +15,11 @@ from vidpipe.video.store import FrameStore, write_manifest
 UNIFORM = SamplingConfig(strategy="uniform", num_frames=4)
 
 
-def clip_frames(i: int) -> NDArray[np.uint8]:
-    """20 frames of clip i: (20, 48, 64, 3)."""
-    return np.roll(moving(20), 3 * i, 2)
-
-
 def small_store(root: Path) -> FrameStore:
     """Ten clips of 20 frames, 64 x 48, of classes a and b in turn; the last three are for val."""
     rows, data = [], b""
     for i in range(10):
-        clip = encode_h264(iter(clip_frames(i)), 20, 8).data
+        clip = encode_h264(iter(np.roll(moving(20), 3 * i, 2)), 20, 8).data
         rows.append(
             {
                 **{"id": f"c{i}", "path": f"c{i}.mp4", "label": "ab"[i % 2]},
