@@ -193,3 +193,11 @@ def test_a_reader_that_is_not_there_is_named_and_pyav_reads(
     finally:
         readers._is_installed.cache_clear()
     assert f"{name} is not installed here: the store is read with PyAV" in caplog.text
+
+
+def test_torchcodec_sees_the_same_pixels() -> None:
+    pytest.importorskip("torchcodec", exc_type=ImportError)
+    data = encode_h264(iter(moving(40)), 20, 8).data
+    np.testing.assert_array_equal(
+        readers.read_torchcodec(data, [0, 39, 7, 7]), read_pyav(data, [0, 39, 7, 7])
+    )
