@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.data import app as data_app
-from pipeline.options import HERE, PARAMS, DataRoot, Out, ParamsFile, Recipe, Set
+from pipeline.options import HERE, PARAMS, DataRoot, Method, Out, ParamsFile, Recipe, Set
+from pipeline.options import choose_method as _method
 from pipeline.options import read_params as _params
+from pipeline.options import warn_of_start as _warn_of_start
 from pipeline.options import workspace as _workspace
 
 if TYPE_CHECKING:
@@ -25,8 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-
-Method = Annotated[str, typer.Option(help="A method; `vidpipe methods` lists them.")]
 
 app.add_typer(data_app, name="data")
 
@@ -58,16 +58,30 @@ def extract(
 
 @app.command()
 def train(
-    method: Method,
+    method: Method = None,
     params: ParamsFile = PARAMS,
     recipe: Recipe = None,
     data_root: DataRoot = None,
     set: Set = None,
     out: Out = HERE,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, time a few steps, write nothing.")
+    ] = False,
 ) -> None:
-    """Fine-tune one method's adapters on the frozen backbone."""
+    """Fine-tune one method's adapters on the frozen backbone.
+
+    With --data-root, a frame store that is not there yet is made first.
+    """
     resolved = _params(params, recipe, data_root, set)
-    resolved.method(method)
+    method = _method(method, recipe, resolved)
+    _warn_of_start(recipe)
+    if dry_run:
+        from pipeline.plan import run as show
+
+        show(resolved, method, _workspace(out))
+        return
+    if data_root is not None and resolved.data.store is None and not _workspace(out).store.exists():
+        extract(params, recipe, data_root, set, out)
     from pipeline import train as stage
 
     stage.run(resolved, method, _workspace(out))
@@ -75,7 +89,7 @@ def train(
 
 @app.command()
 def evaluate(
-    method: Method,
+    method: Method = None,
     params: ParamsFile = PARAMS,
     recipe: Recipe = None,
     data_root: DataRoot = None,
@@ -84,7 +98,7 @@ def evaluate(
 ) -> None:
     """Multi-view accuracy of a trained method on the validation clips."""
     resolved = _params(params, recipe, data_root, set)
-    resolved.method(method)
+    method = _method(method, recipe, resolved)
     from pipeline import evaluate as stage
 
     for name, value in stage.run(resolved, method, _workspace(out)).items():
@@ -93,7 +107,7 @@ def evaluate(
 
 @app.command()
 def export(
-    method: Method,
+    method: Method = None,
     params: ParamsFile = PARAMS,
     recipe: Recipe = None,
     data_root: DataRoot = None,
@@ -102,7 +116,7 @@ def export(
 ) -> None:
     """Merge what can be merged, prove it on real clips, and package the model."""
     resolved = _params(params, recipe, data_root, set)
-    resolved.method(method)
+    method = _method(method, recipe, resolved)
     from pipeline import export as stage
 
     stage.run(resolved, method, _workspace(out))
@@ -230,12 +244,11 @@ def methods() -> None:
 
 
 @app.command()
-def recipes() -> None:
-    """List the recipes."""
-    from pipeline.recipes import list_recipes
+def recipes(json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the recipes: what they cost, and what the papers report for them."""
+    from pipeline.recipes.listing import run as show
 
-    for name, title in list_recipes():
-        typer.echo(f"{name:30} {title}")
+    show(json)
 
 
 @app.command(name="fetch-weights")

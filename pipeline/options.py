@@ -19,6 +19,12 @@ Recipe = Annotated[
     str | None, typer.Option(help="Overlay from pipeline/recipes, or a path to a YAML file.")
 ]
 DataRoot = Annotated[str | None, typer.Option(help="Folder of the videos (data.root).")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="A method; `vidpipe methods` lists them. Default: the recipe's, if it has one."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder that holds data/, models/ and results/.")]
 
 PARAMS, HERE = Path("params.yaml"), Path()
@@ -34,6 +40,34 @@ def read_params(
     if data_root is not None:
         overlays.append({"data": {"root": data_root}})
     return load_params(file, overlays + [parse_override(text) for text in overrides or []])
+
+
+def choose_method(method: str | None, recipe: str | None, params: Params) -> str:
+    """`--method`, or the one method that the recipe is for. Raises VidpipeError where it is unclear."""
+    from pipeline.recipes import load_recipe
+    from vidpipe.errors import VidpipeError
+
+    if method is None:
+        found = load_recipe(recipe).methods if recipe else []
+        if len(found) != 1:
+            why = f"--recipe {recipe} has {len(found) or 'no'} methods" if recipe else "no --recipe"
+            raise VidpipeError(f"--method is missing: {why}; `vidpipe methods` lists them")
+        (method,) = found
+    params.method(method)
+    return method
+
+
+def warn_of_start(recipe: str | None) -> None:
+    """Say it where the published number began with an adapter that training does not load yet."""
+    from pipeline.console import console
+    from pipeline.recipes import load_recipe
+
+    start = load_recipe(recipe).starts_from if recipe else None
+    if start is not None:
+        console.print(
+            f"warning: the published accuracy of {recipe} starts from the adapter of {start}; "
+            "this training starts without one, so expect less"
+        )
 
 
 def workspace(out: Path) -> Workspace:

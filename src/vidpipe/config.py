@@ -34,12 +34,30 @@ from vidpipe.video.rendered import SynthConfig
 
 class TrainConfig(Section):
     epochs: int = Field(ge=1)
-    batch_size: int = Field(ge=1, description="clips over all workers together")
+    steps: int | None = Field(
+        None, ge=1, description="optimizer steps in all, in place of epochs (ST-Adapter: 20k)"
+    )
+    batch_size: int = Field(ge=1, description="clips of one optimizer step, over all workers")
+    accumulate: int = Field(1, ge=1, description="parts that batch is computed in, for memory")
     warmup_epochs: float = Field(ge=0)
     clip_grad_norm: float | None = Field(None, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU"
+    betas: tuple[float, float] = (0.9, 0.999)
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="evaluate and publish an average of the trained weights"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU; fp16 scales the loss"
+    )
+    activation_gb: float | None = Field(
+        None,
+        ge=0,
+        description="blocks are recomputed in the backward pass until activations of one worker fit; "
+        "0: all blocks; null: none",
+    )
+    compile: bool = Field(False, description="torch.compile; minutes at the start, bits may differ")
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; null: at the end of each epoch"
     )
     eval_every: int = Field(1, ge=1, description="epochs between validations")
     num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process")
@@ -65,7 +83,12 @@ class TrainConfig(Section):
                 f"train.batch_size {self.batch_size} does not divide among "
                 f"num_workers {self.num_workers}; gradients would be weighted unequally"
             )
-        if self.warmup_epochs >= self.epochs:
+        if self.batch_size % (max(1, self.num_workers) * self.accumulate):
+            raise ValueError(
+                f"train.batch_size {self.batch_size} does not divide into accumulate "
+                f"{self.accumulate} parts on {max(1, self.num_workers)} workers"
+            )
+        if self.steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(
                 f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}"
             )

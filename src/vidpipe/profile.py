@@ -87,6 +87,18 @@ def macs_by_kind(
     return counter.get_total_flops() / 2, 5.0 * norm_elements
 
 
+def training_gmacs(model: VideoModel, img_size: int) -> float:
+    """1e9 multiply-accumulates of one clip's training step: forward and backward, without optimizer.
+
+    Products, convolutions and attention only. What is frozen costs no weight gradient, and what has
+    nothing trained below it no gradient at all, so the factor over the forward pass is the method's.
+    """
+    meta = _on_meta(model).train()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        meta(_clip(meta, img_size, None)).sum().backward()
+    return counter.get_total_flops() / 2e9
+
+
 def _clip(model: nn.Module, img_size: int, num_frames: int | None, batch: int = 1) -> Tensor:
     frames = cast(Any, model).num_frames if num_frames is None else num_frames
     shape = (batch, 3, frames, img_size, img_size) if frames else (batch, 3, img_size, img_size)
