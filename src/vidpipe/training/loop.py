@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.started = False
         self.progress = Progress()
+        self.resumed_from: Path | None = None
         if checkpoints is not None:
             if rank == 0:
                 checkpoints.clean()
-            if (last := checkpoints.last()) is not None:
-                self.progress = restore(last, model, self.optimizer, self.ema, self.scaler)
+            self.resumed_from = checkpoints.last()
+            if self.resumed_from is not None:
+                state = (model, self.optimizer, self.ema, self.scaler)
+                self.progress = restore(self.resumed_from, *state)
 
     def run(self) -> list[EpochMetrics]:
         model, config = self.model, self.config
@@ -136,7 +140,7 @@ class Trainer:
         clips = len(self.batches) * self.batches.batch_size
         bad = BadReads(self.train_set, self.config.max_bad_reads, clips)
         started = waited = time.perf_counter()
-        waiting, before = 0.0, p.sums[2]
+        waiting, before, first = 0.0, p.sums[2], p.step
         for batch in itertools.islice(self.loader, count - p.batch) if p.batch < count else ():
             waiting += time.perf_counter() - waited
             loss, norm, stopping = self._step(batch, bad)
@@ -144,10 +148,10 @@ class Trainer:
             if stopping or (every is not None and p.step % every == 0 and p.batch < count):
                 self._save()
             waited = time.perf_counter()
-            top1, speed = p.sums[1] / p.sums[2], (p.sums[2] - before) / (waited - started)
-            lr, wait = self._lr(p.step - 1), waiting / (waited - started)
-            info = (p.epoch, p.step, self.total_steps, loss, top1, lr, norm, speed, wait)
-            self.on_step(StepInfo(*info))
+            top1, lr, spent = p.sums[1] / p.sums[2], self._lr(p.step - 1), waited - started
+            pace = (spent / (p.step - first), (p.sums[2] - before) / spent, waiting / spent)
+            where = (p.epoch, p.step, self.total_steps)
+            self.on_step(StepInfo(*where, loss, top1, lr, norm, *pace))
             if stopping:
                 raise TrainingStopped
         seconds = time.perf_counter() - started

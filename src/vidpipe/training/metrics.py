@@ -55,6 +55,7 @@ class StepInfo:
     """Of the epoch so far."""
     lr: float
     grad_norm: float
+    seconds_per_step: float
     clips_per_s: float
     data_wait: float
 
