@@ -99,6 +99,7 @@ class Trainer:
                 f"train.warmup_epochs: {config.warmup_epochs:g} epochs are {self.warmup:g} steps, "
                 f"and there are {self.total_steps} in all; lower it or raise train.steps"
             )
+        self.forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         self.trained = trained_parameters(model)
         same_start(list(self.trained.values()))
         self.optimizer = make_optimizer(model, config, self.device)
@@ -117,13 +118,11 @@ class Trainer:
                 self.progress = restore(self.resumed_from, *state)
 
     def run(self) -> list[EpochMetrics]:
-        model, config = self.model, self.config
-        self.forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         while not self.progress.finished:
             timing = self._train_epoch()
             metrics = self._end_epoch(timing)
             self.on_epoch(metrics, timing)
-        model.recomputed = 0
+        self.model.recomputed = 0
         if self.ema is not None:
             self.ema.copy_to_model()
         return self.progress.history
