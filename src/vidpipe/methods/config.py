@@ -13,8 +13,12 @@ class MethodConfig(BaseModel):
     lr: float = Field(3e-4, gt=0, description="peak learning rate at `train.batch_size`")
     weight_decay: float = Field(0.05, ge=0)
     head_dropout: float = Field(0.5, ge=0, lt=1)
-    pretrained_lr_scale: float = Field(
-        1.0, gt=0, le=1, description="of lr, for weights that were pre-trained (full fine-tuning: 1/100)"
+    pretrained_lr_scale: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="of lr, for trained weights of the backbone; null: 1, and 1/100 for full "
+        "fine-tuning of CLIP",
     )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="of lr, per block from the last to the first"

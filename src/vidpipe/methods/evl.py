@@ -196,6 +196,12 @@ class EVL(VideoModel):
         self.norm = nn.LayerNorm(self.width)
         self.declare(self.class_token, self.decoder, self.norm)
 
+    def block_of(self, name: str) -> int | None:
+        part = name.split(".")
+        if part[0] == "decoder":
+            return len(self.blocks) - self.config.num_layers + int(part[1])
+        return super().block_of(name)
+
     def forward(self, video: Tensor) -> Tensor:
         num_frames, prefix = video.shape[2], self.vit.num_prefix_tokens
         # A copy: without autograd, torch's FLOP counter stumbles over a view of a parameter.
