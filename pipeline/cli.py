@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.data import app as data_app
-from pipeline.options import HERE, PARAMS, DataRoot, Out, ParamsFile, Recipe, Set
+from pipeline.options import HERE, PARAMS, DataRoot, Method, Out, ParamsFile, Recipe, Set
 from pipeline.options import read_params as _params
 from pipeline.options import workspace as _workspace
+from pipeline.tune import tune
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -26,9 +27,8 @@ app = typer.Typer(
     add_completion=False,
 )
 
-Method = Annotated[str, typer.Option(help="A method; `vidpipe methods` lists them.")]
-
 app.add_typer(data_app, name="data")
+app.command()(tune)
 
 
 @app.command()

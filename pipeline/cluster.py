@@ -19,13 +19,13 @@ from torch import nn
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
+import ray
 import ray.train
 import ray.train.torch
 import ray.util
 from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-import ray
 from vidpipe.config import TrainConfig
 from vidpipe.errors import VidpipeError
 
