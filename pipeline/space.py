@@ -117,10 +117,10 @@ def _choices(text: str, inside: str) -> tuple[str, ...]:
 
 
 def _yaml_text(value: Any) -> str:
-    """One line that YAML reads as `value`."""
-    if isinstance(value, str) and value == value.strip() and yaml.safe_load(value) == value:
-        return value
-    return json.dumps(value)
+    """One line that YAML reads as `value`; 1e-5 as 1.0e-05, which stays a number."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()
+    text = text.removesuffix("...").strip()
+    return json.dumps(value) if "\n" in text else text
 
 
 def resolve(raw: Mapping[str, Any], sets: Sequence[str], epochs: int | None = None) -> Params:
