@@ -200,7 +200,9 @@ def _ray(config: TrainConfig, concurrent: int) -> Iterator[None]:
     """RAY_ADDRESS's cluster, or a Ray of our own; refused where the trials do not fit."""
     already = ray.is_initialized()
     if not already:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        # Without an address Ray would join any cluster that was started on this machine.
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
     try:
         have, need = ray.cluster_resources(), _resources(config)
         fits = min(int(have.get(key, 0) // amount) for key, amount in need.items())

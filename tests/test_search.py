@@ -18,7 +18,7 @@ import yaml
 from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_store import small_store
+from small_store import small_project
 
 from pipeline.space import (
     Domain,
@@ -169,17 +169,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    train = RAW["train"] | {"epochs": 4, "batch_size": 4, "warmup_epochs": 1, "threads": 1}
-    weights = str(PROJECT / RAW["backbone"]["weights"])
-    raw = RAW | {
-        "train": train | {"memory_gb_per_worker": 0.5},
-        "sampling": {"strategy": "uniform", "num_frames": 4},
-        "backbone": RAW["backbone"] | {"weights": weights},
-        "evaluate": {},
-    }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
-    (tmp_path / "data" / "store").mkdir(parents=True)
-    small_store(tmp_path / "data" / "store")
+    small_project(tmp_path)
     return tmp_path
 
 
