@@ -75,7 +75,7 @@ def run(
         parent.params({"search": search.algorithm, "seed": search.seed})
         spaces = (text.partition("=") for text in used)
         parent.params({f"space.{key}": domain for key, _, domain in spaces})
-        nested = NestedRuns(params.tracking, method, identity, parent.run_id, list(space))
+        nested = NestedRuns(params.tracking, method, identity, parent.run_id)
         folder = workspace.ray / f"tune-{method}-{identity}"
         outcomes = run_trials(folder, payload, space, search, params.train, nested)
         shutil.rmtree(folder)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -114,18 +114,14 @@ def trial(payload: Mapping[str, Any], sampled: dict[str, Any]) -> None:
 
 
 class NestedRuns(tune.Callback):
-    """The driver's side of every trial: its MLflow run and its line. Pickled with the search's state,
-    so it holds plain values; open runs are found again."""
+    """The driver's side of every trial: its MLflow run and its line. Tune pickles it with its state and
+    goes on with the copy, so it holds plain values, and open runs belong to the class."""
 
-    def __init__(
-        self, tracking: TrackingConfig, method: str, identity: str, parent: str, keys: list[str]
-    ) -> None:
-        self.tracking, self.method, self.identity = tracking, method, identity
-        self.parent, self.keys = parent, keys
-        self.opened: dict[str, Any] = {}
+    opened: ClassVar[dict[str, Any]] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "opened": {}}
+    def __init__(self, tracking: TrackingConfig, method: str, identity: str, parent: str) -> None:
+        self.tracking, self.method = tracking, method
+        self.identity, self.parent = identity, parent
 
     def _open(self, trials: list[Any], trial: Any) -> TrackedRun:
         if trial.trial_id not in self.opened:
@@ -165,12 +161,12 @@ class NestedRuns(tune.Callback):
         self._open(trials, trial).tags({"vidpipe.error": reason})
         self._close(trial, VidpipeError(reason), f"failed: {reason}")
 
-    def close(self) -> None:
-        """What an interrupted search leaves open."""
-        for _, _, context, _ in self.opened.values():
-            stop = KeyboardInterrupt()
-            context.__exit__(KeyboardInterrupt, stop, None)
-        self.opened = {}
+    @classmethod
+    def close(cls) -> None:
+        """Mark as killed what an interrupted search leaves open."""
+        for _, _, context, _ in cls.opened.values():
+            context.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        cls.opened.clear()
 
 
 def first_line(error: BaseException | None) -> str:
@@ -276,7 +272,7 @@ def _fit(
         )
         return tuner.fit()
     finally:
-        nested.close()
+        NestedRuns.close()
 
 
 def _domain(domain: Domain) -> Any:

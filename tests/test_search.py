@@ -181,15 +181,15 @@ TUNE = (
 )
 
 
-def vidpipe(folder: Path, *words: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *words],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
+COMMAND = (sys.executable, "-m", "pipeline.cli")
+
+
+def vidpipe(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *words], cwd=folder, capture_output=True, text=True, env=os.environ | env
     )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def runs(folder: Path) -> tuple[Any, list[Any], Any]:
@@ -208,9 +208,6 @@ def runs(folder: Path) -> tuple[Any, list[Any], Any]:
 @pytest.mark.slow
 def test_a_search_leaves_a_table_nested_runs_and_a_command(project: Path) -> None:
     done = vidpipe(project, *TUNE)
-    out, err = done.communicate(timeout=400)
-    assert done.returncode == 0, err[-3000:]
-
     table = pd.read_csv(project / "results" / "tune" / "st_adapter.csv")
     key = "methods.st_adapter.blocks"
     assert len(table) == 4
@@ -225,10 +222,9 @@ def test_a_search_leaves_a_table_nested_runs_and_a_command(project: Path) -> Non
     best = good.sort_values(["val_top1", "val_loss"], ascending=[False, True]).iloc[0]
 
     # What is printed is a command, and it writes the best trial's values.
-    command = shlex.split(out.strip())
+    command = shlex.split(done.stdout.strip())
     assert command[:3] == ["vidpipe", "params", "--write"]
-    written = vidpipe(project, *command[1:])
-    assert written.wait(60) == 0, written.stderr and written.stderr.read()
+    vidpipe(project, *command[1:])
     block = load_params(project / "params.yaml").methods["st_adapter"]
     assert block.lr == pytest.approx(best["methods.st_adapter.lr"])
     assert block.model_dump()["blocks"] == (0,)
@@ -252,50 +248,54 @@ def test_a_search_leaves_a_table_nested_runs_and_a_command(project: Path) -> Non
 @pytest.mark.slow
 def test_a_trial_trains_as_the_train_stage_does(project: Path) -> None:
     """The same numbers, so that the printed command leads to what the table promised."""
-    search = vidpipe(
+    vidpipe(
         project,
         *("tune", "--method", "st_adapter", "--trials", "1", "--set", "train.epochs=2"),
         *("--set", "train.warmup_epochs=1", "--space", "methods.st_adapter.lr=choice(2e-3)"),
     )
-    assert search.wait(400) == 0, search.stderr and search.stderr.read()
-    stage = vidpipe(
+    vidpipe(
         project,
         *("train", "--method", "st_adapter", "--set", "methods.st_adapter.lr=2e-3"),
         *("--set", "train.epochs=2", "--set", "train.warmup_epochs=1"),
         *("--set", "train.eval_every=1"),
     )
-    assert stage.wait(200) == 0, stage.stderr and stage.stderr.read()
     row = pd.read_csv(project / "results" / "tune" / "st_adapter.csv").iloc[0]
     last = pd.read_csv(project / "results" / "st_adapter" / "history.csv").iloc[-1]
     assert (row.val_top1, row.val_loss) == (last.val_top1, last.val_loss)
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on(project: Path) -> None:
-    options = ("--set", "methods.st_adapter.head_dropout=0.1")
-    environment = os.environ | {"TUNE_GLOBAL_CHECKPOINT_S": "0"}
-    whole = vidpipe(project, *TUNE, *options, "--out", ".", env=environment)
-    assert whole.wait(400) == 0
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_search_goes_on(project: Path, how: signal.Signals) -> None:
+    often = {"TUNE_GLOBAL_CHECKPOINT_S": "0"}  # after every event, not every ten seconds
+    vidpipe(project, *TUNE, **often)
     table = project / "results" / "tune" / "st_adapter.csv"
     expected = table.read_bytes()
     table.unlink()
     for file in project.glob("mlflow.db*"):
         file.unlink()
 
-    first = vidpipe(project, *TUNE, *options, start_new_session=True, env=environment)
+    first = subprocess.Popen(
+        [*COMMAND, *TUNE],
+        cwd=project,
+        env=os.environ | often,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     line = ""
     assert first.stderr is not None
     while not line.startswith("trial 2"):
         line = first.stderr.readline()
         assert line, "ended before its second trial did"
     time.sleep(1)  # into the third
-    os.killpg(first.pid, signal.SIGKILL)
+    os.killpg(first.pid, how)
     first.wait()
-    again = vidpipe(project, *TUNE, *options, env=environment)
-    _, err = again.communicate(timeout=400)
-    assert again.returncode == 0, err[-3000:]
+    assert not table.exists()
+    err = vidpipe(project, *TUNE, **often).stderr
     assert "going on with the search" in err
-    assert "trial 1 " not in err.split("going on")[1].split("st_adapter: 4 trials")[0]
+    assert "trial 1 " not in err.split("st_adapter: 4 trials")[0], "it is not trained again"
     assert table.read_bytes() == expected
     parent, nested, client = runs(project)
     assert parent.info.status == "FINISHED"
@@ -304,6 +304,18 @@ def test_a_killed_search_goes_on(project: Path) -> None:
     for run in nested:
         steps = [m.step for m in client.get_metric_history(run.info.run_id, "val_top1")]
         assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+def test_optuna_searches_the_same_twice(project: Path) -> None:
+    pytest.importorskip("optuna")
+    words = (*TUNE[:4], "1", "--trials", "3", "--space", "methods.st_adapter.lr=uniform(1e-4,1e-2)")
+    tables = []
+    for _ in range(2):
+        vidpipe(project, *words, "--search", "optuna")
+        tables.append((project / "results" / "tune" / "st_adapter.csv").read_bytes())
+    assert tables[0] == tables[1]
+    assert tables[0].count(b"finished") == 3
 
 
 def test_optuna_that_is_not_installed_is_one_line(
