@@ -18,6 +18,7 @@ from pipeline.options import choose_method as _method
 from pipeline.options import read_params as _params
 from pipeline.options import warn_of_start as _warn_of_start
 from pipeline.options import workspace as _workspace
+from pipeline.tune import tune
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+app.command()(tune)
 
 
 @app.command()

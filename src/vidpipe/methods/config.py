@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -9,6 +12,9 @@ class MethodConfig(BaseModel):
     """Fields every method has; a method adds its own. Lives under `methods.<name>` in params.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    # What `vidpipe tune` searches unless told otherwise: field -> domain, as in `--space`.
+    space: ClassVar[Mapping[str, str]] = {"lr": "loguniform(1e-4,1e-2)"}
 
     lr: float = Field(3e-4, gt=0, description="peak learning rate at `train.batch_size`")
     weight_decay: float = Field(0.05, ge=0)
