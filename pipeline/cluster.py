@@ -206,9 +206,9 @@ def spread(
                 f"extract.num_workers: {workers} decoders need a CPU each; the Ray at {address} has "
                 f"{cpus}"
             )
-        # Ray's default for actors: a CPU to be placed, none to be kept. With one to keep, an actor lost
-        # with its node waits forever where the other nodes are full. A task is tried again each second while its
-        # actor is being moved, too.
+        # Ray's default for actors: a CPU to be placed, none to be kept. With one to keep, an actor
+        # lost with its node waits forever where the other nodes are full. A task is tried again each
+        # second while its actor is being moved, too.
         actor = ray.remote(max_restarts=-1, max_task_retries=100)(_Holder)
         spread_out = actor.options(scheduling_strategy="SPREAD")
         pool = ray.util.ActorPool([spread_out.remote(make) for _ in range(workers)])

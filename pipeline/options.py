@@ -27,8 +27,6 @@ Method = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="Folder that holds data/, models/ and results/.")]
 
-Method = Annotated[str, typer.Option(help="A method; `vidpipe methods` lists them.")]
-
 PARAMS, HERE = Path("params.yaml"), Path()
 
 

@@ -15,6 +15,7 @@ from pipeline.options import (
     ParamsFile,
     Recipe,
     Set,
+    choose_method,
     overlays,
     read_params,
     workspace,
@@ -22,7 +23,7 @@ from pipeline.options import (
 
 
 def tune(
-    method: Method,
+    method: Method = None,
     space: Annotated[
         list[str] | None,
         typer.Option(
@@ -45,7 +46,7 @@ def tune(
 ) -> None:
     """Search parameters of a training with Ray Tune and ASHA; print the best as a command."""
     resolved = read_params(params, recipe, data_root, set)
-    resolved.method(method)
+    method = choose_method(method, recipe, resolved)
     from pipeline import search as stage
 
     how = stage.Search(trials, max_epochs, concurrent, search, seed)
