@@ -48,18 +48,9 @@ def frames_of(video: Path | None, seed: int) -> list[np.ndarray]:
     if video is None:
         from vidpipe.video.rendered import SynthConfig, render_clip
 
-        size = (WIDTH, HEIGHT)
-        config = SynthConfig(size_px=(min(size), max(size)), duration_s=(10, 10), fps=FPS, noise=2)
-        rng = np.random.default_rng(seed)
-        frames = list(render_clip(config, "move_left", int(rng.integers(1000))))
-        frames = [
-            np.asarray(
-                T.functional.resize(torch.from_numpy(f).permute(2, 0, 1), [HEIGHT, WIDTH]).permute(
-                    1, 2, 0
-                )
-            )
-            for f in frames
-        ]
+        config = SynthConfig(size_px=(HEIGHT, WIDTH), duration_s=(SECONDS, SECONDS), fps=FPS)
+        clip = torch.from_numpy(render_clip(config, "move_left", seed)).permute(0, 3, 1, 2)
+        frames = list(T.functional.resize(clip, [HEIGHT, WIDTH]).permute(0, 2, 3, 1).numpy())
     else:
         with av.open(str(video)) as container:
             frames = [
@@ -160,16 +151,16 @@ def quality(sources: list[Path], stores: dict[str, FrameStore]) -> None:
                 true = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
             error = np.mean((store.read(clip, range(len(true))).astype(np.float32) - true) ** 2)
             ratios.append(10 * np.log10(255**2 / error))
-        size = store.rows["nbytes"].sum()
-        print(
-            f"  {tier:12} {size / source_bytes:6.2f} {statistics.median(ratios):9.1f} ({min(ratios):.1f})"
-        )
+        size, middle = store.rows["nbytes"].sum(), statistics.median(ratios)
+        kib = size / store.rows.frames.sum() / 1024
+        print(f"  {tier:12} {size / source_bytes:6.2f} {middle:9.1f} ({min(ratios):.1f})", end="")
+        print(f"   {kib:.2f} KiB a frame")
 
 
-def growth(root: str, opens: int, answer: Any) -> None:
+def growth(root: str, reader: str, opens: int, answer: Any) -> None:
     import psutil
 
-    store, rng = FrameStore(root), np.random.default_rng(0)
+    store, rng = FrameStore(root, reader=reader), np.random.default_rng(0)
     me = psutil.Process()
 
     def read(count: int) -> int:
@@ -189,7 +180,9 @@ def memory(stores: dict[str, FrameStore], opens: int, runs: int) -> None:
         found = []
         for _ in range(runs):
             answer = context.Queue()
-            process = context.Process(target=growth, args=(str(store.root), opens, answer))
+            process = context.Process(
+                target=growth, args=(str(store.root), store.reader, opens, answer)
+            )
             process.start()
             found.append(answer.get())
             process.join()
@@ -222,6 +215,7 @@ def main() -> None:
             data = DataConfig(root=str(root), val_fraction=0.01)
             extract.run(data, config, Path(folder) / tier)
             stores[tier] = FrameStore(Path(folder) / tier)
+        stores["by decord"] = FrameStore(Path(folder) / "compact", reader="decord")
         training(sources, stores)
         views(stores)
         quality(sources, stores)

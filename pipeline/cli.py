@@ -5,6 +5,7 @@ Nothing heavy is imported at the top: `vidpipe --help` must answer at once.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from pipeline.options import choose_method as _method
 from pipeline.options import read_params as _params
 from pipeline.options import warn_of_start as _warn_of_start
 from pipeline.options import workspace as _workspace
+from pipeline.tune import tune
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+app.command()(tune)
 
 
 @app.command()
@@ -85,6 +88,10 @@ def train(
     from pipeline import train as stage
 
     stage.run(resolved, method, _workspace(out))
+    given = [("--method", method), ("--params", params), ("--recipe", recipe)]
+    given += [("--data-root", data_root), *(("--set", text) for text in set or []), ("--out", out)]
+    parts = [str(x) for pair in given if pair[1] not in (None, PARAMS, HERE) for x in pair]
+    typer.echo(f"next: vidpipe evaluate {shlex.join(parts)}", err=True)
 
 
 @app.command()
@@ -321,9 +328,9 @@ def main() -> None:
     except VidpipeError as error:
         print(f"vidpipe: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("vidpipe: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(f"vidpipe: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.exit(getattr(error, "code", 130))
 
 
 if __name__ == "__main__":

@@ -7,27 +7,27 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 # Said before Ray is imported: it would otherwise report usage over the network.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
+import ray
 import ray.train
 import ray.train.torch
 import ray.util
-from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-import ray
 from vidpipe.config import TrainConfig
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import TrainingStopped, VidpipeError
 
 Worker = Callable[[dict[str, Any]], None]
 
@@ -46,52 +46,74 @@ def device() -> torch.device:
     return given[0] if isinstance(given, list) else given
 
 
-def wrap(model: nn.Module) -> nn.Module:
-    """DistributedDataParallel where there are several workers, else the model itself."""
-    wrapped: nn.Module = ray.train.torch.prepare_model(model, move_to_device=False)
-    return wrapped
+def report(metrics: dict[str, float]) -> None:
+    """Tell Ray of a finished epoch; every rank must call it. Checkpoints are ours, not Ray's."""
+    ray.train.report(metrics)
 
 
-def report(metrics: dict[str, float], checkpoint: Path | None) -> None:
-    """Tell Ray of a finished epoch; every rank must call it, rank 0 with the checkpoint folder."""
-    folder = Checkpoint.from_directory(str(checkpoint)) if checkpoint else None
-    ray.train.report(metrics, checkpoint=folder)
-
-
-def train(
-    worker: Worker, payload: dict[str, Any], config: TrainConfig, name: str, storage: Path
-) -> Path:
+def train(worker: Worker, payload: dict[str, Any], config: TrainConfig, folder: Path) -> None:
     """Run `worker(payload)` on `config.num_workers` workers (0: in this process).
 
-    Returns the folder of the last reported checkpoint, below `storage/name`. What an earlier run of
-    the same name left there is removed first: Ray would silently resume from it.
+    `folder` is the run's, for all workers to see; what the worker leaves there is its own, and Ray
+    keeps its books in `folder/ray`. Workers that are lost start again `worker_restarts` times, and
+    find there what to go on from; a VidpipeError ends the training at once.
+    Returns when the worker has returned, at its end or because it was asked to stop.
     Raises VidpipeError when the machine or cluster cannot hold the workers.
     """
-    shutil.rmtree(storage / name, ignore_errors=True)
-    (storage / name).mkdir(parents=True)
+    mistake = folder / "error.txt"
+    mistake.unlink(missing_ok=True)
+    shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray would resume from its own books
     use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
     with _cluster(config, use_gpu):
         trainer = ray.train.torch.TorchTrainer(
-            worker,
-            train_loop_config={**payload, "scratch": str(storage / name / "scratch")},
+            _guarded(worker, mistake),
+            train_loop_config=payload,
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
                 use_gpu=use_gpu,
                 resources_per_worker=_resources(config, use_gpu),
             ),
             run_config=RunConfig(
-                name=name,
-                storage_path=str(storage),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
+                name="ray",
+                storage_path=str(folder),
+                failure_config=FailureConfig(max_failures=config.worker_restarts),
             ),
         )
         try:
-            result = trainer.fit()
+            if config.num_workers == 0:
+                trainer.fit()
+            else:
+                # Not in the main thread, where Ray would take over Ctrl-C.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(trainer.fit).result()
         except TrainingFailedError as error:
+            if mistake.exists():
+                raise VidpipeError(mistake.read_text(encoding="utf-8")) from error
             raise _as_users_error(error) from error
-    if result.checkpoint is None:
-        raise VidpipeError("training ended without a checkpoint; see Ray's log above")
-    return Path(result.checkpoint.path)
+    if mistake.exists():
+        raise VidpipeError(mistake.read_text(encoding="utf-8"))
+
+
+def _guarded(worker: Worker, mistake: Path) -> Worker:
+    """`worker`, whose user's mistakes are not tried again: they would only be made again.
+
+    Ray restarts workers whatever they raised; on finding the note, they return at once.
+    """
+
+    def guarded(payload: dict[str, Any]) -> None:
+        if mistake.exists():
+            return
+        try:
+            worker(payload)
+        except TrainingStopped:
+            return
+        except VidpipeError as error:
+            with suppress(OSError):
+                if world_size() > 1 or ray.is_initialized():
+                    mistake.write_text(str(error), encoding="utf-8")
+            raise
+
+    return guarded
 
 
 def _as_users_error(error: TrainingFailedError) -> BaseException:
@@ -184,8 +206,12 @@ def spread(
                 f"extract.num_workers: {workers} decoders need a CPU each; the Ray at {address} has "
                 f"{cpus}"
             )
-        actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=3)(_Holder)
-        pool = ray.util.ActorPool([actor.remote(make) for _ in range(workers)])
+        # Ray's default for actors: a CPU to be placed, none to be kept. With one to keep, an actor
+        # lost with its node waits forever where the other nodes are full. A task is tried again each
+        # second while its actor is being moved, too.
+        actor = ray.remote(max_restarts=-1, max_task_retries=100)(_Holder)
+        spread_out = actor.options(scheduling_strategy="SPREAD")
+        pool = ray.util.ActorPool([spread_out.remote(make) for _ in range(workers)])
         queue = iter(tasks)
         for task in itertools.islice(queue, 2 * workers):
             pool.submit(_apply, task)

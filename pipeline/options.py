@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,13 +33,22 @@ PARAMS, HERE = Path("params.yaml"), Path()
 def read_params(
     file: Path, recipe: str | None, data_root: str | None, overrides: list[str] | None
 ) -> Params:
-    from pipeline.recipes import read_recipe
-    from vidpipe.config import load_params, parse_override
+    from vidpipe.config import load_params
 
-    overlays = [read_recipe(recipe)] if recipe else []
+    return load_params(file, overlays(recipe, data_root, overrides))
+
+
+def overlays(
+    recipe: str | None, data_root: str | None, overrides: list[str] | None
+) -> list[dict[str, Any]]:
+    """What goes over the parameters file, in this order."""
+    from pipeline.recipes import read_recipe
+    from vidpipe.config import parse_override
+
+    found = [read_recipe(recipe)] if recipe else []
     if data_root is not None:
-        overlays.append({"data": {"root": data_root}})
-    return load_params(file, overlays + [parse_override(text) for text in overrides or []])
+        found.append({"data": {"root": data_root}})
+    return found + [parse_override(text) for text in overrides or []]
 
 
 def choose_method(method: str | None, recipe: str | None, params: Params) -> str:

@@ -26,6 +26,7 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
@@ -80,6 +81,22 @@ class TrackedRun:
                 new.append(Metric(key, float(value), int(time.time() * 1000), step))
         if new:
             self.client.log_batch(self.run_id, metrics=new)
+
+    @contextmanager
+    def system_metrics(self) -> Iterator[None]:
+        """CPU, memory, disk and GPU meanwhile, where MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING asks for it;
+        they go on where an earlier process of the same run left off."""
+        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            yield
+            return
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self.client.log_artifact(self.run_id, str(path), folder)

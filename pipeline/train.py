@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import os
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,59 +15,127 @@ import pandas as pd
 import torch
 
 from pipeline import cluster
-from pipeline.console import console, progress
+from pipeline.console import console
+from pipeline.live import Live
+from pipeline.stopping import Interrupted, StopRequest, asked
 from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.config import Params
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.mixing import PairMixer
-from vidpipe.files import atomic_folder, write_json, write_text
+from vidpipe.errors import VidpipeError
+from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
 from vidpipe.profile import cost
 from vidpipe.training.checkpoint import TrainedModel, load_adapter, new_model, save_adapter
-from vidpipe.training.loop import EpochMetrics, EpochTiming, StepInfo, fit
+from vidpipe.training.loop import Trainer
+from vidpipe.training.metrics import EpochMetrics, EpochTiming
+from vidpipe.training.state import Checkpoints, Progress, load_result
+from vidpipe.weights import read_weights, state_sha256
 
 
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
-    """Train `method` and publish its adapter checkpoint; returns the last epoch's metrics."""
+    """Train `method` and publish its adapter; returns the last epoch's metrics.
+
+    A training that was stopped or killed goes on from its last checkpoint; one whose adapter is
+    published is not repeated. What decides both is the hash of all that goes into it.
+    Raises Interrupted when asked to stop, its state saved.
+    """
     torch.set_num_threads(params.train.threads)
     store = open_store(workspace, params)
     classes = list(store.classes)
     trained = _seeded_model(params, method, classes)
     costs = cost(trained.model, params.transform.size)
     identity = training_hash(params, method, workspace, trained.backbone.sha256)
-    name = f"{method}-{identity}"
+    folder = workspace.ray / f"{method}-{identity}"
+    checkpoints = Checkpoints(folder / "checkpoints")
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
     with tracked_run(params.tracking, "train", method, identity) as tracked:
         tracked.params(_shown_params(params, method))
         tracked.params({"classes": len(classes), "clips": len(store)})
         tracked.tags({"data.sha256": data_hash(workspace, params)})
         tracked.metrics({f"cost.{k}": v for k, v in vars(costs).items()})
-        checkpoint = cluster.train(
-            worker,
-            {
-                "params": params.model_dump(mode="json"),
-                "method": method,
-                "classes": classes,
-                "store": str(workspace.store),
-                "cwd": str(Path.cwd()),
-                "mlflow": {"uri": tracked.uri, "run_id": tracked.run_id},
-            },
-            params.train,
-            name,
-            workspace.ray,
-        )
-        history = pd.read_csv(checkpoint / "history.csv")
-        timing = pd.read_csv(checkpoint / "timing.csv")
-        _publish(checkpoint, workspace.adapter(method), params.backbone.weights)
-        write_text(workspace.result(method, "history.csv"), history.to_csv(index=False))
-        last = {str(k): float(v) for k, v in history.iloc[-1].drop("epoch").items()}
-        write_json(workspace.result(method, "train.json"), {**last, "cost": vars(costs)})
-        # The first epoch pays for warming up and for filling the cache of decoded clips.
-        steady = timing.clips_per_s.iloc[1:] if len(timing) > 1 else timing.clips_per_s
-        speed = {"train_clips_per_s": float(steady.median())}
-        write_json(workspace.timing(method), speed)
-        tracked.metrics(speed)
-    shutil.rmtree(workspace.ray / name)
+        if checkpoints.last() is None and (done := _published(workspace, method, identity)):
+            console.print(
+                f"{method}: this very training is finished, nothing to do; to repeat it, remove "
+                f"{workspace.adapter(method)}"
+            )
+            return done
+        with _alone(folder):
+            if not _finished(checkpoints):
+                _train(params, method, workspace, classes, tracked, folder, checkpoints)
+            last = _publish(trained, checkpoints, params, workspace, identity, costs, tracked)
+    # Its state is of no more use, and another training of this name (`dvc repro -f`) is to be one.
+    folder.rename(gone)
+    shutil.rmtree(gone)
     return last
+
+
+def _train(
+    params: Params,
+    method: str,
+    workspace: Workspace,
+    classes: list[str],
+    tracked: TrackedRun,
+    folder: Path,
+    checkpoints: Checkpoints,
+) -> None:
+    payload = {
+        "params": params.model_dump(mode="json"),
+        "method": method,
+        "classes": classes,
+        "store": str(workspace.store),
+        "cwd": str(Path.cwd()),
+        "mlflow": {"uri": tracked.uri, "run_id": tracked.run_id},
+        "run": str(folder),
+    }
+    with StopRequest(folder / "stop") as request:
+        cluster.train(worker, payload, params.train, folder)
+        if not _finished(checkpoints):
+            if request.number is None:
+                raise VidpipeError("training ended before its last epoch; see Ray's log above")
+            raise Interrupted(
+                request.number,
+                f"stopped, and saved in {checkpoints.last()}; run the same command again to go on",
+            )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The run's folder, for one process only."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise VidpipeError(f"{folder}: {error.strerror}; checkpoints are to be kept here") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise VidpipeError(f"{folder}: the same training is running already") from None
+    else:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _finished(checkpoints: Checkpoints) -> bool:
+    last = checkpoints.last()
+    return last is not None and Progress.read(last).finished
+
+
+def _published(workspace: Workspace, method: str, identity: str) -> dict[str, Any] | None:
+    """The results of the training `identity`, where all of them are in their places."""
+    adapter, result = workspace.adapter(method), workspace.result(method, "train.json")
+    history = workspace.result(method, "history.csv")
+    tensors = adapter / "adapter.safetensors"
+    if not ((adapter / "config.json").exists() and result.exists() and history.exists()):
+        return None
+    training = read_json(adapter / "config.json").get("training", {})
+    if training.get("identity") != identity or not tensors.exists():
+        return None
+    if state_sha256(read_weights(tensors)[0]) != training.get("sha256"):
+        return None
+    return {k: v for k, v in read_json(result).items() if k != "cost"}
 
 
 def _seeded_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
@@ -83,12 +154,55 @@ def _shown_params(params: Params, method: str) -> dict[str, Any]:
     }
 
 
-def _publish(checkpoint: Path, adapter: Path, weights: str) -> None:
-    """Copy the checkpoint's adapter to its final place, after proving that it loads."""
-    load_adapter(checkpoint, weights)
-    with atomic_folder(adapter) as folder:
-        for name in ("adapter.safetensors", "config.json"):
-            shutil.copyfile(checkpoint / name, folder / name)
+def _publish(
+    trained: TrainedModel,
+    checkpoints: Checkpoints,
+    params: Params,
+    workspace: Workspace,
+    identity: str,
+    costs: Any,
+    tracked: TrackedRun,
+) -> dict[str, Any]:
+    """The adapter, proven to load, and the small results; returns the last epoch's metrics."""
+    method, last = trained.model.name, checkpoints.last()
+    assert last is not None
+    progress = load_result(last, trained.model)
+    _log(tracked, progress.history, progress.timing)
+    extra = {
+        "epoch": progress.epoch,
+        "train": params.train.model_dump(mode="json"),
+        "identity": identity,
+        "sha256": state_sha256(trained.model.adapter_state()),
+    }
+    adapter, draft = workspace.adapter(method), last.parents[1] / "adapter"
+    results = [workspace.result(method, name) for name in ("history.csv", "train.json")]
+    for path in (adapter, *results, workspace.timing(method)):
+        remove_temporary(path)
+    save_adapter(draft, trained, extra)
+    load_adapter(draft, params.backbone.weights)
+    with atomic_folder(adapter) as target:
+        for file in draft.iterdir():
+            shutil.copyfile(file, target / file.name)
+    rows = [{"epoch": m.epoch, "step": m.step, **m.numbers()} for m in progress.history]
+    # As whoever reads the table finds it: pandas may read another last digit than it wrote.
+    history = pd.read_csv(io.StringIO(pd.DataFrame(rows).to_csv(index=False)))
+    write_text(workspace.result(method, "history.csv"), history.to_csv(index=False))
+    numbers = {str(k): float(v) for k, v in history.iloc[-1].drop("epoch").items()}
+    write_json(workspace.result(method, "train.json"), {**numbers, "cost": vars(costs)})
+    # The first epoch pays for warming up and for filling the cache of decoded clips.
+    speeds = pd.Series([t.clips_per_s for t in progress.timing if t.clips_per_s > 0], dtype=float)
+    steady = speeds.iloc[1:] if len(speeds) > 1 else speeds
+    if len(steady):
+        speed = {"train_clips_per_s": float(steady.median())}
+        write_json(workspace.timing(method), speed)
+        tracked.metrics(speed)
+    return numbers
+
+
+def _log(run: TrackedRun, history: list[EpochMetrics], timing: list[EpochTiming]) -> None:
+    """Epochs that the run has already are left as they are."""
+    for metrics, pace in zip(history, timing, strict=True):
+        run.metrics({**metrics.curves(), **vars(pace)}, metrics.epoch)
 
 
 def worker(payload: dict[str, Any]) -> None:
@@ -107,63 +221,37 @@ def worker(payload: dict[str, Any]) -> None:
         params.train.seed,
     )
     val_set = ViewSet(Clips(store, "val", classes), params.sampling, params.transform)
-    rank = cluster.rank()
-    first = rank == 0
-    recorder = _Recorder(payload, params, trained) if first else None
-    with progress() if first else nullcontext() as bar:
-        task = bar.add_task(method, total=None, info="") if bar else None
-
-        def on_step(info: StepInfo) -> None:
-            if bar and task is not None:
-                bar.update(
-                    task,
-                    completed=info.step,
-                    total=info.total_steps,
-                    info=f"loss {info.loss:.3f}  top1 {info.top1:.1%}  {info.clips_per_s:.0f} clips/s",
-                )
+    folder = Path(payload["run"])
+    trainer = Trainer(
+        trained.model,
+        train_set,
+        val_set,
+        params.train,
+        (trained.backbone.mean, trained.backbone.std),
+        device=cluster.device(),
+        rank=cluster.rank(),
+        world_size=cluster.world_size(),
+        mixer=PairMixer.of(params.transform, params.train.seed),
+        checkpoints=Checkpoints(folder / "checkpoints"),
+        stop=asked(folder / "stop"),
+    )
+    with ExitStack() as stack:
+        tracked = live = None
+        if cluster.rank() == 0:
+            tracked = TrackedRun(**payload["mlflow"])
+            stack.enter_context(tracked.system_metrics())
+            live = stack.enter_context(Live(method, trainer.epochs))
+            trainer.on_step = live.step
+            progress = trainer.progress
+            if progress.step:
+                live.resumed(str(trainer.resumed_from), progress.step)
+                _log(tracked, progress.history, progress.timing)
 
         def on_epoch(metrics: EpochMetrics, timing: EpochTiming) -> None:
-            folder = recorder.epoch(metrics, timing) if recorder else None
-            cluster.report({"epoch": metrics.epoch, **metrics.numbers()}, folder)
+            if tracked is not None and live is not None:
+                _log(tracked, [metrics], [timing])
+                live.epoch(metrics, timing)
+            cluster.report({"epoch": metrics.epoch, **metrics.numbers()})
 
-        fit(
-            trained.model,
-            train_set,
-            val_set,
-            params.train,
-            (trained.backbone.mean, trained.backbone.std),
-            device=cluster.device(),
-            rank=rank,
-            world_size=cluster.world_size(),
-            mixer=PairMixer.of(params.transform, params.train.seed),
-            wrap=cluster.wrap,
-            on_step=on_step,
-            on_epoch=on_epoch,
-        )
-
-
-class _Recorder:
-    """Rank 0's bookkeeping at the end of an epoch: checkpoint, MLflow, a line for the log."""
-
-    def __init__(self, payload: dict[str, Any], params: Params, trained: TrainedModel) -> None:
-        self.params, self.trained = params, trained
-        self.folder = Path(payload["scratch"]) / "checkpoint"
-        self.run = TrackedRun(**payload["mlflow"])
-        self.history: list[dict[str, Any]] = []
-        self.timing: list[dict[str, Any]] = []
-
-    def epoch(self, metrics: EpochMetrics, timing: EpochTiming) -> Path:
-        self.history.append({"epoch": metrics.epoch, "step": metrics.step, **metrics.numbers()})
-        self.timing.append(vars(timing))
-        self.run.metrics({**metrics.numbers(), **vars(timing)}, metrics.epoch)
-        extra = {"epoch": metrics.epoch, "train": self.params.train.model_dump(mode="json")}
-        save_adapter(self.folder, self.trained, extra)
-        for name, rows in (("history.csv", self.history), ("timing.csv", self.timing)):
-            pd.DataFrame(rows).to_csv(self.folder / name, index=False)
-        validated = f"  val top1 {metrics.val_top1:.1%}" if metrics.val_top1 is not None else ""
-        console.print(
-            f"{self.trained.model.name} epoch {metrics.epoch}/{self.params.train.epochs}  "
-            f"loss {metrics.train_loss:.3f}  top1 {metrics.train_top1:.1%}{validated}  "
-            f"{timing.clips_per_s:.0f} clips/s"
-        )
-        return self.folder
+        trainer.on_epoch = on_epoch
+        trainer.run()

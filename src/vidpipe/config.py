@@ -61,6 +61,9 @@ class TrainConfig(Section):
     )
     eval_every: int = Field(1, ge=1, description="epochs between validations")
     num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process")
+    worker_restarts: int = Field(
+        3, ge=0, description="times lost workers are started again, from the last checkpoint"
+    )
     cpus_per_worker: int = Field(1, ge=1)
     memory_gb_per_worker: float = Field(2, gt=0, description="refused where not available")
     use_gpu: Literal["auto", "yes", "no"] = "auto"

@@ -6,3 +6,7 @@ class VidpipeError(Exception):
 
     The command line prints it without a traceback and exits with code 1.
     """
+
+
+class TrainingStopped(Exception):
+    """A training was asked to stop and did, its state saved; not an error."""

@@ -142,24 +142,56 @@ def memory(model: VideoModel, img_size: int) -> Memory:
     Adapters without a trained part below them keep nothing, which is why the order of frozen and
     trained layers decides a method's memory (EVL against AIM). Kernels' workspaces are not counted.
     """
+    saved = saved_by_block(model, img_size)
+    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Memory(4 * parameters(model), 3 * 4 * tunable, saved.rest + sum(saved.blocks))
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What autograd keeps of one clip for the backward pass, in bytes, fp32."""
+
+    blocks: list[int]
+    """By each block; a tensor that two share counts for the first."""
+    inputs: list[int]
+    """The size of each block's input, all that a recomputed block keeps."""
+    rest: int
+    """By what comes before and after the blocks."""
+
+
+def saved_by_block(model: VideoModel, img_size: int) -> Saved:
+    """Counted as `memory` says."""
     meta = _on_meta(model)
-    kept: dict[int, int] = {}
+    depth = len(meta.blocks)
+    kept, inputs = [0] * (depth + 1), [0] * depth
+    within = depth  # the last place is the rest's
     alive: list[Tensor] = []  # identities must not be reused while counting
+    known = {p.untyped_storage()._cdata for p in meta.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in known:
-            kept[storage._cdata] = storage.nbytes()
+            known.add(storage._cdata)
+            kept[within] += storage.nbytes()
             alive.append(tensor)
         return tensor
 
-    known = {p.untyped_storage()._cdata for p in meta.parameters()}
+    own = meta.block
+
+    def block(index: int, block: Any, x: Tensor, num_frames: int) -> Tensor:
+        nonlocal within
+        within, inputs[index] = index, x.numel() * x.element_size()
+        y = own(index, block, x, num_frames)
+        within = depth
+        return y
+
     unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
+    meta.recomputed = 0
+    meta.block = block  # type: ignore[method-assign]
     meta.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         meta(_clip(meta, img_size, None))
-    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Memory(4 * parameters(model), 3 * 4 * tunable, sum(kept.values()))
+    return Saved(kept[:depth], inputs, kept[depth])
 
 
 def _on_meta(model: VideoModel) -> VideoModel:

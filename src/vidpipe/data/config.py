@@ -40,6 +40,10 @@ class DataConfig(Section):
     store: str | None = Field(
         None, description="where training reads the frame store: a folder or fsspec URL; null: here"
     )
+    reader: Literal["pyav", "decord", "torchcodec"] = Field(
+        "pyav",
+        description="of compact stores; all give the same frames, benchmarks/loader.py times",
+    )
     split_number: Literal[1, 2, 3] = Field(1, description="ucf101 and hmdb51 only")
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="of each class, where there is no split column"

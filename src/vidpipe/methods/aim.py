@@ -10,7 +10,7 @@ DropPath acts per frame (the released CLIP class drops per token position, an ac
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 from pydantic import Field
 from timm.layers import DropPath
@@ -23,6 +23,12 @@ from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
 
 
 class AIMConfig(MethodConfig):
+    space: ClassVar = {
+        **MethodConfig.space,
+        "bottleneck_ratio": "choice(0.125,0.25,0.5)",
+        "scale": "uniform(0.25,1)",
+        "drop_path": "choice(0,0.1,0.2)",
+    }
     bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
     scale: float = Field(0.5, description="weight s of the MLP adapter (the SSv2 configs use 1)")
     num_temporal_adapters: Literal[1, 2] = Field(

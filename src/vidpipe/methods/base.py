@@ -5,12 +5,14 @@ The forward here is a ViT's; `methods.swin` has that of a Swin.
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, cast
 
 import torch
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vidpipe.backbones.ops import blocks_of, embed, fold_frames
 from vidpipe.errors import VidpipeError
@@ -37,6 +39,13 @@ class VideoModel(nn.Module):
     not_mergeable: str | None = "it has parts that are not linear"
     """Why the adapters cannot be folded into the backbone; None when they can."""
     head_init_std: ClassVar[float] = 0.01
+    no_decay: ClassVar[tuple[str, ...]] = ()
+    """Parameters, by shell patterns of names, that the paper's code exempts from weight decay beyond
+    biases, norms and the positions and class token of the backbone."""
+    trained_names: frozenset[str] = frozenset()
+    """What `declare` declared. A gradient anywhere else ends a training."""
+    recomputed: int = 0
+    """So many first blocks keep only their input for the backward pass, and run again in it."""
 
     def __init__(
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: MethodConfig
@@ -84,8 +93,26 @@ class VideoModel(nn.Module):
         num_frames = video.shape[2]
         x = self.embed(fold_frames(video), num_frames)
         for index, block in enumerate(self.blocks):
-            x = self.block(index, block, x, num_frames)
+            x = self.run_block(index, block, x, num_frames)
         return self.classify(x, num_frames)
+
+    def run_block(self, index: int, block: nn.Module, x: Tensor, num_frames: int) -> Tensor:
+        """`block`, recomputed in the backward pass where `recomputed` says so."""
+        through = cast(Block, block)
+        if index < self.recomputed and self.training and torch.is_grad_enabled():
+            return checkpoint(self.block, index, through, x, num_frames, use_reentrant=False)
+        return self.block(index, through, x, num_frames)
+
+    def block_of(self, name: str) -> int | None:
+        """The block that parameter `name` belongs to; -1: before the first; None: after the last.
+
+        A part with one entry a block is known by its name; a method that has others overrides this.
+        """
+        own = re.match(r"(?:vit\.blocks|adapters|updates|differences|temporal)\.(\d+)[._]", name)
+        if own:
+            return int(own[1])
+        embedding = ("vit.patch_embed.", "vit.cls_token", "vit.pos_embed", "vit.norm_pre.")
+        return -1 if name.startswith((*embedding, "vit.reg_token", "temporal_embedding.")) else None
 
     @property
     def blocks(self) -> list[Block]:
@@ -107,6 +134,7 @@ class VideoModel(nn.Module):
         self.requires_grad_(False)
         for part in (*trained, self.head):
             part.requires_grad_(True)
+        self.trained_names = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
 
     def carried(self) -> dict[str, nn.Parameter]:
         """Parameters of an adapter checkpoint: the trained ones, unless a method adds others."""

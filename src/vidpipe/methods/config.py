@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -10,11 +13,18 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    # What `vidpipe tune` searches unless told otherwise: field -> domain, as in `--space`.
+    space: ClassVar[Mapping[str, str]] = {"lr": "loguniform(1e-4,1e-2)"}
+
     lr: float = Field(3e-4, gt=0, description="peak learning rate at `train.batch_size`")
     weight_decay: float = Field(0.05, ge=0)
     head_dropout: float = Field(0.5, ge=0, lt=1)
-    pretrained_lr_scale: float = Field(
-        1.0, gt=0, le=1, description="of lr, for weights that were pre-trained (full fine-tuning: 1/100)"
+    pretrained_lr_scale: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="of lr, for trained weights of the backbone; null: 1, and 1/100 for full "
+        "fine-tuning of CLIP",
     )
     layer_decay: float = Field(
         1.0, gt=0, le=1, description="of lr, per block from the last to the first"

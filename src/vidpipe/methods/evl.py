@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,11 @@ from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
 
 
 class EVLConfig(MethodConfig):
+    space: ClassVar = {
+        **MethodConfig.space,
+        "num_layers": "choice(1,2,4)",
+        "mlp_dropout": "uniform(0,0.5)",
+    }
     num_layers: int = Field(4, ge=1, description="decoder layers; the last so many blocks are read")
     mlp_ratio: float = Field(
         4.0, gt=0, description="hidden width of a decoder MLP / backbone width"
@@ -195,6 +200,12 @@ class EVL(VideoModel):
         )
         self.norm = nn.LayerNorm(self.width)
         self.declare(self.class_token, self.decoder, self.norm)
+
+    def block_of(self, name: str) -> int | None:
+        part = name.split(".")
+        if part[0] == "decoder":
+            return len(self.blocks) - self.config.num_layers + int(part[1])
+        return super().block_of(name)
 
     def forward(self, video: Tensor) -> Tensor:
         num_frames, prefix = video.shape[2], self.vit.num_prefix_tokens

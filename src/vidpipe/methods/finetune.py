@@ -8,7 +8,7 @@ NeurIPS 2021): keys and values of the neighbouring frames, and a temporal block 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -25,6 +25,10 @@ Trained = Iterable[nn.Module | nn.Parameter]
 
 
 class FineTuneConfig(MethodConfig):
+    space: ClassVar = {
+        "lr": "loguniform(1e-5,1e-3)",
+        "layer_decay": "choice(0.65,0.8,1)",
+    }
     architecture: Literal["space_only", "divided", "shift"] = "space_only"
 
 
@@ -157,6 +161,7 @@ class FullFineTune(FineTune):
 
 
 class PartialConfig(FineTuneConfig):
+    space: ClassVar = {"lr": "loguniform(1e-4,1e-2)", "num_blocks": "choice(1,2,4)"}
     num_blocks: int = Field(1, ge=1, description="last blocks trained, with the final norm")
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from timm.models import VisionTransformer
 
 from vidpipe.methods.base import MethodConfig, VideoModel
 
 
 class LinearProbeConfig(MethodConfig):
-    pass
+    space: ClassVar = {"lr": "loguniform(1e-3,1e-1)"}
 
 
 class LinearProbe(VideoModel):

@@ -7,7 +7,7 @@ adds s B A to W. Temporal embedding, final norm and head are trained as in ZeroI
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,10 @@ Target = Literal["q", "k", "v", "o", "up", "down"]
 
 
 class LoRAConfig(STDHAConfig):
+    space: ClassVar = {
+        **STDHAConfig.space,
+        "rank": "choice(16,64,192)",
+    }
     rank: int = Field(192, ge=1, description="the paper uses 192 and 128 on ViT-B")
     scale: float = Field(1.0, description="weight s of the update (alpha / rank elsewhere)")
     targets: tuple[Target, ...] = Field(

@@ -7,6 +7,7 @@ gets its own. ST-Adapter's Table 1 has it on video as 128 tokens a block, frame 
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -18,6 +19,10 @@ from vidpipe.methods.base import MethodConfig, VideoModel
 
 
 class PromptTuningConfig(MethodConfig):
+    space: ClassVar = {
+        **MethodConfig.space,
+        "num_tokens": "choice(8,32,128)",
+    }
     num_tokens: int = Field(128, gt=0, description="learned tokens a block")
 
 

@@ -8,7 +8,7 @@ code, which reproduces the paper's parameter and GFLOPs tables with kernel 3x1x1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,11 @@ Position = Literal["before_attn", "after_attn", "before_mlp", "after_mlp"]
 
 
 class STAdapterConfig(MethodConfig):
+    space: ClassVar = {
+        **MethodConfig.space,
+        "bottleneck_ratio": "choice(0.125,0.25,0.5)",
+        "positions": "choice([before_attn],[before_mlp],[before_attn,before_mlp])",
+    }
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
     bottleneck_ratio: float = Field(0.5, gt=0, description="adapter width / backbone width")

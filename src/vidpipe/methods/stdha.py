@@ -8,7 +8,7 @@ rivals in more detail; half of a shifted part comes from t - 1 and half from t +
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -26,6 +26,10 @@ Groups = tuple[tuple[int, int], ...]
 
 
 class STDHAConfig(MethodConfig):
+    space: ClassVar = {
+        **MethodConfig.space,
+        "head_offsets": "choice([-1,1],[-1,-1,1,1],[-1,1,-2,2])",
+    }
     head_offsets: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = Field(
         None,
         description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]; "

@@ -6,6 +6,7 @@ mean of the normed tokens of the last stage.
 
 from __future__ import annotations
 
+import re
 from typing import cast
 
 from timm.models import SwinTransformer, VisionTransformer
@@ -42,6 +43,12 @@ class SwinModel(VideoModel):
     def stage_of_block(self) -> list[int]:
         return [i for i, stage in enumerate(stages_of(self.swin)) for _ in stage.blocks]
 
+    def block_of(self, name: str) -> int | None:
+        own = re.match(r"vit\.layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name)
+        if own:  # a stage's downsampling goes with its first block
+            return self.stage_of_block.index(int(own[1])) + int(own[2] or 0)
+        return super().block_of(name)
+
     def block(self, index: int, block: nn.Module, x: Tensor, num_frames: int) -> Tensor:
         """Tokens (B*T, H, W, C) through block `index`."""
         return cast(Tensor, block(x))
@@ -69,7 +76,7 @@ class SwinModel(VideoModel):
         for stage in stages_of(self.swin):
             x = stage.downsample(x)
             for block in blocks_of_stage(stage):
-                x = self.block(index, block, x, num_frames)
+                x = self.run_block(index, block, x, num_frames)
                 index += 1
         return self.classify(x, num_frames)
 

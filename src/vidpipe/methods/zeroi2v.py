@@ -10,7 +10,7 @@ some heads from frame t + dt. LayerScale, which the paper's backbones lack, foll
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -28,6 +28,10 @@ QKV: tuple[AdapterName, ...] = ("attn_in_q", "attn_in_k", "attn_in_v")
 
 
 class ZeroI2VConfig(STDHAConfig):
+    space: ClassVar = {
+        **STDHAConfig.space,
+        "bottleneck_ratio": "choice(0.125,0.25,0.5)",
+    }
     bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
     scale: float = Field(1.0, description="weight s of every adapter")
     adapter_dropout: float = Field(0.0, ge=0, lt=1)

@@ -25,6 +25,8 @@ from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
 
 FORMAT, VERSION = "vidpipe-adapter", 1
+CLIP_LR_SCALE = 0.01
+"""Of the backbone's own weights when a CLIP is fine-tuned in full."""
 
 
 @dataclass
@@ -42,6 +44,10 @@ def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
     """The untrained model that `params` describe."""
     backbone = load_backbone(params.backbone, params.transform.size)
     config = params.method(method)
+    if config.pretrained_lr_scale is None:
+        clip = "clip" in backbone.config.name or backbone.config.source == "open_clip"
+        scale = CLIP_LR_SCALE if clip and method == "full_finetune" else 1.0
+        config = config.model_copy(update={"pretrained_lr_scale": scale})
     frames = params.sampling.num_frames
     model = build_method(method, backbone.vit, len(classes), frames, config)
     return TrainedModel(model, backbone, classes, params.sampling, params.transform)

@@ -1,246 +1,295 @@
-"""Fine-tuning the trained parameters of a frozen model: a plain loop over epochs and batches."""
+"""Fine-tuning the trained parameters of a frozen model: a plain loop over epochs and batches.
+
+All that a run is depends on the seed, the epoch and the step, and on nothing that ran before in the
+process; so a training that goes on from a checkpoint ends with the bits of one that never stopped.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidpipe.config import TrainConfig
 from vidpipe.data.batches import EpochBatches
-from vidpipe.data.dataset import TrainSet, ViewSet, to_input, train_loader, view_loader
+from vidpipe.data.dataset import TrainSet, ViewSet, to_input, train_loader
 from vidpipe.data.mixing import PairMixer
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
+from vidpipe.training.ema import Ema
+from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo
+from vidpipe.training.optim import (
+    autocast,
+    lr_factor,
+    make_optimizer,
+    precision,
+    set_lr,
+    trained_parameters,
+)
+from vidpipe.training.parallel import all_sum, average_gradients, gathered, same_start
+from vidpipe.training.recompute import choose_recomputed
+from vidpipe.training.state import SUMS, Checkpoints, Progress, restore
+from vidpipe.training.validate import validate
 
 
-@dataclass
-class EpochMetrics:
-    """Of one finished epoch, over all workers. Fractions, not per cent."""
-
-    epoch: int
-    step: int
-    train_loss: float
-    train_top1: float
-    lr: float
-    val_loss: float | None
-    val_top1: float | None
-
-    def numbers(self) -> dict[str, float]:
-        skip = ("epoch", "step")
-        return {k: v for k, v in asdict(self).items() if v is not None and k not in skip}
+def fit(model: VideoModel, *args: Any, **options: Any) -> list[EpochMetrics]:
+    """Train `model` in place; arguments as of `Trainer`. With `ema_decay`, the average is left in it."""
+    return Trainer(model, *args, **options).run()
 
 
-@dataclass
-class EpochTiming:
-    clips_per_s: float
-    data_wait: float
-    """Fraction of the epoch spent waiting for the loader."""
+class Trainer:
+    """One training, from its last checkpoint where it has one.
 
-
-@dataclass
-class StepInfo:
-    epoch: int
-    step: int
-    total_steps: int
-    loss: float
-    top1: float
-    clips_per_s: float
-
-
-def fit(
-    model: VideoModel,
-    train_set: TrainSet,
-    val_set: ViewSet,
-    config: TrainConfig,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]],
-    *,
-    device: torch.device | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-    mixer: PairMixer | None = None,
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
-    on_step: Callable[[StepInfo], None] = lambda info: None,
-    on_epoch: Callable[[EpochMetrics, EpochTiming], None] = lambda metrics, timing: None,
-) -> list[EpochMetrics]:
-    """Train `model` in place; AdamW, linear warm-up, cosine to zero (all three papers).
-
-    `wrap` adds data parallelism; callbacks run on every rank, after every step and epoch.
-    `mixer` mixes pairs of clips; the training accuracy then counts their heavier labels.
-    Raises VidpipeError when the loss is not finite, naming the step and the clips, and when an epoch
-    had more unreadable clips than `train.max_bad_reads` allows.
+    `checkpoints`: where to save and to look; None saves nothing. `stop`: asked in each step; once
+    true on any worker, all save and raise TrainingStopped. `mixer` mixes pairs of clips; the
+    training accuracy then counts their heavier labels. Callbacks run on every rank: `on_step` after
+    each step, `on_epoch` after each epoch and its checkpoint.
+    Raises VidpipeError when loss or gradient is not finite, naming the step and the clips; when a
+    frozen weight received a gradient; and when an epoch had more unreadable clips than
+    `train.max_bad_reads` allows.
     """
-    device = device or torch.device("cpu")
-    model.to(device)
-    parallel = wrap(model)
-    batches = EpochBatches(
-        len(train_set),
-        config.batch_size,
-        config.seed,
-        rank,
-        world_size,
-        shards=train_set.clips.shards if config.shuffle == "shards" else None,
-        pairs=mixer is not None,
-    )
-    loader = train_loader(train_set, batches, config.loader_workers, config.prefetch)
-    total_steps = config.epochs * len(batches)
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=model.config.lr, fused=True)
-    warmup = config.warmup_epochs * len(batches)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, warmup, total_steps)
-    )
-    history = []
-    step = 0
-    # Dropout must not depend on what ran before in this process (local mode shares it).
-    torch.manual_seed(config.seed + rank)
-    for epoch in range(config.epochs):
-        parallel.train()
-        batches.epoch = epoch
-        sums = torch.zeros(4, dtype=torch.float64)  # loss, correct, clips, unreadable clips
-        bad = BadReads(train_set, config.max_bad_reads, len(batches) * batches.batch_size)
-        started = waited = time.perf_counter()
-        waiting = 0.0
-        for batch in loader:
-            waiting += time.perf_counter() - waited
-            bad.count(batch)
-            x = to_input(batch["video"].to(device, non_blocking=True), *normalisation)
-            labels = target = batch["label"].to(device, non_blocking=True)
-            mixed = mixer(x, labels, batch["index"].tolist(), epoch) if mixer else None
-            if mixed is not None:
-                x, labels = mixed.video, mixed.heavier
-            with autocast(config, device):
-                logits = parallel(x)
-                if mixed is not None:
-                    target = mixed.targets(logits.shape[1])
-                loss = F.cross_entropy(
-                    logits.float(), target, label_smoothing=config.label_smoothing
-                )
-            value = loss.item()  # a device sync; the finite check and the bar are worth it
-            if not math.isfinite(value):
-                names = [train_set.clips.name(i) for i in batch["index"].tolist()]
-                raise VidpipeError(
-                    f"loss is {value} at step {step} (clips {', '.join(names[:4])}, ...); "
-                    "lower methods.<method>.lr or set train.clip_grad_norm"
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.clip_grad_norm is not None:
-                trained = [p for p in model.parameters() if p.requires_grad]
-                nn.utils.clip_grad_norm_(trained, config.clip_grad_norm)
-            optimizer.step()
-            lr = float(scheduler.get_last_lr()[0])
-            scheduler.step()
-            step += 1
-            correct = (logits.argmax(1) == labels).sum().item()
-            sums[:3] += torch.tensor([value * len(labels), correct, len(labels)])
-            waited = time.perf_counter()
-            speed = sums[2].item() * world_size / (waited - started)
-            on_step(StepInfo(epoch, step, total_steps, value, (sums[1] / sums[2]).item(), speed))
-        seconds = time.perf_counter() - started
-        sums[3] = bad.found
-        loss_sum, correct_sum, clips, unreadable = all_sum(sums, device).tolist()
-        bad.check(int(unreadable))
-        val_loss = val_top1 = None
-        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-            val_loss, val_top1 = validate(
-                model, val_set, config, normalisation, device, rank, world_size
-            )
-        metrics = EpochMetrics(
-            epoch + 1, step, loss_sum / clips, correct_sum / clips, lr, val_loss, val_top1
+
+    def __init__(
+        self,
+        model: VideoModel,
+        train_set: TrainSet,
+        val_set: ViewSet,
+        config: TrainConfig,
+        normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+        *,
+        device: torch.device | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        mixer: PairMixer | None = None,
+        checkpoints: Checkpoints | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[StepInfo], None] = lambda info: None,
+        on_epoch: Callable[[EpochMetrics, EpochTiming], None] = lambda metrics, timing: None,
+    ) -> None:
+        self.model, self.train_set, self.val_set, self.config = model, train_set, val_set, config
+        self.normalisation, self.mixer = normalisation, mixer
+        self.rank, self.world_size = rank, world_size
+        self.checkpoints, self.stop = checkpoints, stop
+        self.on_step, self.on_epoch = on_step, on_epoch
+        self.device = device or torch.device("cpu")
+        model.to(self.device)
+        self.batches = EpochBatches(
+            len(train_set),
+            config.batch_size,
+            config.seed,
+            rank,
+            world_size,
+            shards=train_set.clips.shards if config.shuffle == "shards" else None,
+            pairs=mixer is not None,
         )
-        history.append(metrics)
-        on_epoch(metrics, EpochTiming(clips / seconds, waiting / seconds))
-    return history
-
-
-class BadReads:
-    """The clips of one epoch that could not be read, counted where batches arrive: each once,
-    whichever loader process met it."""
-
-    def __init__(self, data: TrainSet, fraction: float, clips: int) -> None:
-        self.data, self.clips = data, clips
-        self.allowed = max(1, int(fraction * clips))
-        self.found = 0
-        self.first: list[str] = []
-
-    def count(self, batch: dict[str, Any]) -> None:
-        """Raises as `check` does, as soon as this rank's own count is too large."""
-        for i in batch["asked"][batch["replaced"]].tolist():
-            self.found += 1
-            if len(self.first) < 4:
-                self.first.append(self.data.clips.name(i))
-        self.check(self.found)
-
-    def check(self, found: int) -> None:
-        """Raises VidpipeError when `found` clips, of all ranks, are more than the epoch may have."""
-        if found > self.allowed:
-            named = f" ({', '.join(self.first)}, ...)" if self.first else ""
+        self.loader = train_loader(train_set, self.batches, config.loader_workers, config.prefetch)
+        self.total_steps = config.steps or config.epochs * len(self.batches)
+        self.epochs = -(-self.total_steps // len(self.batches))
+        self.warmup = config.warmup_epochs * len(self.batches)
+        if self.warmup >= self.total_steps:
             raise VidpipeError(
-                f"{found} of an epoch's {self.clips} clips could not be read{named}, more than "
-                "train.max_bad_reads allows; run `vidpipe extract` again"
+                f"train.warmup_epochs: {config.warmup_epochs:g} epochs are {self.warmup:g} steps, "
+                f"and there are {self.total_steps} in all; lower it or raise train.steps"
             )
+        self.forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.trained = trained_parameters(model)
+        same_start(list(self.trained.values()))
+        self.optimizer = make_optimizer(model, config, self.device)
+        self.ema = Ema(self.trained, config.ema_decay) if config.ema_decay is not None else None
+        fp16 = precision(config, self.device) == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
+        self.started = False
+        self.progress = Progress()
+        self.resumed_from: Path | None = None
+        if checkpoints is not None:
+            if rank == 0:
+                checkpoints.clean()
+            self.resumed_from = checkpoints.last()
+            if self.resumed_from is not None:
+                state = (model, self.optimizer, self.ema, self.scaler)
+                self.progress = restore(self.resumed_from, *state)
+
+    def run(self) -> list[EpochMetrics]:
+        while not self.progress.finished:
+            timing = self._train_epoch()
+            metrics = self._end_epoch(timing)
+            self.on_epoch(metrics, timing)
+        self.model.recomputed = 0
+        if self.ema is not None:
+            self.ema.copy_to_model()
+        return self.progress.history
+
+    # -- an epoch ---------------------------------------------------------------------------
+
+    def _train_epoch(self) -> EpochTiming:
+        """What is left of it."""
+        p, every = self.progress, self.config.checkpoint_every
+        self.model.train()
+        self.forward.train()
+        self.batches.epoch, self.batches.start_batch = p.epoch, p.batch
+        count = min(len(self.batches), self.total_steps - p.epoch * len(self.batches))
+        clips = len(self.batches) * self.batches.batch_size
+        bad = BadReads(self.train_set, self.config.max_bad_reads, clips)
+        started = waited = time.perf_counter()
+        waiting, before, first = 0.0, p.sums[2], p.step
+        for batch in itertools.islice(self.loader, count - p.batch) if p.batch < count else ():
+            waiting += time.perf_counter() - waited
+            loss, norm, stopping = self._step(batch, bad)
+            p.step, p.batch = p.step + 1, p.batch + 1
+            if stopping or (every is not None and p.step % every == 0 and p.batch < count):
+                self._save()
+            waited = time.perf_counter()
+            top1, lr, spent = p.sums[1] / p.sums[2], self._lr(p.step - 1), waited - started
+            pace = (spent / (p.step - first), (p.sums[2] - before) / spent, waiting / spent)
+            where = (p.epoch, p.step, self.total_steps)
+            self.on_step(StepInfo(*where, loss, top1, lr, norm, *pace))
+            if stopping:
+                raise TrainingStopped
+        seconds = time.perf_counter() - started
+        return EpochTiming((p.sums[2] - before) / seconds, waiting / seconds)
+
+    def _end_epoch(self, timing: EpochTiming) -> EpochMetrics:
+        p, config = self.progress, self.config
+        loss, correct, clips, _, norms, normed = p.sums
+        val_loss = val_top1 = None
+        if (p.epoch + 1) % config.eval_every == 0 or p.epoch + 1 == self.epochs:
+            self._save()  # validation may be long
+            options = (self.normalisation, self.device, self.rank, self.world_size, self.stop)
+            if self.ema is not None:
+                with self.ema.applied():
+                    val_loss, val_top1 = validate(self.model, self.val_set, config, *options)
+            else:
+                val_loss, val_top1 = validate(self.model, self.val_set, config, *options)
+        lr = self._lr(p.step - 1)
+        norm = norms / normed if normed else None
+        metrics = EpochMetrics(
+            p.epoch + 1, p.step, loss / clips, correct / clips, lr, val_loss, val_top1, norm
+        )
+        p.history.append(metrics)
+        p.timing.append(timing)
+        p.epoch, p.batch, p.sums = p.epoch + 1, 0, [0.0] * SUMS
+        p.finished = p.step >= self.total_steps
+        if val_top1 is not None and (p.best_top1 is None or val_top1 > p.best_top1):
+            p.best_top1, p.best = val_top1, f"{p.step:08d}-{p.epoch:04d}"
+        self._save()
+        return metrics
+
+    # -- a step -----------------------------------------------------------------------------
+
+    def _step(self, batch: dict[str, Any], bad: BadReads) -> tuple[float, float, bool]:
+        """(loss, gradient norm, whether to stop now)."""
+        p, config, clips = self.progress, self.config, len(batch["label"])
+        self._seed()
+        set_lr(self.optimizer, self._lr(p.step))
+        self.optimizer.zero_grad(set_to_none=True)
+        unreadable = bad.count(batch)
+        slices, parts = list(self._parts(clips)), []
+        if not self.started:
+            size, at_once = batch["video"].shape[-1], slices[0].stop
+            self.model.recomputed = choose_recomputed(
+                self.model, size, at_once, config, self.device
+            )
+        for part in slices:
+            loss, correct = self._forward({k: v[part] for k, v in batch.items()})
+            share = (part.stop - part.start) / clips
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
+            parts.append((loss.detach(), correct, part.stop - part.start))
+        if not self.started:
+            refuse_frozen_gradients(self.model)
+            self.started = True
+        # Reading them waits for the device; the finite check and the bar are worth it.
+        loss_sum = sum(loss.item() * count for loss, _, count in parts)
+        correct_sum = sum(correct.item() for _, correct, _ in parts)
+        own = torch.tensor([loss_sum, correct_sum, clips, unreadable, float(self.stop())])
+        # In the precision of the sums: of many workers and steps, no order of adding shall show.
+        totals = all_sum(own.double(), self.device).tolist()
+        if not math.isfinite(totals[0]):
+            self._fail("loss", totals[0] / totals[2], batch)
+        parameters = list(self.trained.values())
+        average_gradients(parameters, self.world_size)
+        self.scaler.unscale_(self.optimizer)
+        if config.clip_grad_norm is not None:
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm).item()
+        else:
+            norm = nn.utils.get_total_norm(
+                [x.grad for x in parameters if x.grad is not None]
+            ).item()
+        if math.isfinite(norm):
+            totals[4:] = [norm, 1.0, totals[4]]
+        elif self.scaler.is_enabled():
+            totals[4:] = [0.0, 0.0, totals[4]]  # the scaler leaves this step out, and scales less
+        else:
+            self._fail("gradient norm", norm, batch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(p.step + 1)
+        p.sums = [a + b for a, b in zip(p.sums, totals[:SUMS], strict=True)]
+        bad.check(int(p.sums[3]))
+        return totals[0] / totals[2], norm, totals[SUMS] > 0
+
+    def _forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Mean loss of a part of a batch, and its number of clips that were right."""
+        x = to_input(batch["video"].to(self.device, non_blocking=True), *self.normalisation)
+        labels = target = batch["label"].to(self.device, non_blocking=True)
+        mixed = None
+        if self.mixer is not None:
+            mixed = self.mixer(x, labels, batch["index"].tolist(), self.progress.epoch)
+            x, labels = mixed.video, mixed.heavier
+        with autocast(self.config, self.device):
+            logits = self.forward(x)
+            if mixed is not None:
+                target = mixed.targets(logits.shape[1])
+            smoothing = self.config.label_smoothing
+            loss = F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+        return loss, (logits.argmax(1) == labels).sum()
+
+    def _parts(self, clips: int) -> Iterator[slice]:
+        """`accumulate` parts of this worker's clips; pairs to be mixed stay together."""
+        together = 2 if self.mixer is not None else 1
+        part = -(-clips // self.config.accumulate)
+        part += -part % together
+        for start in range(0, clips, part):
+            yield slice(start, min(start + part, clips))
+
+    def _seed(self) -> None:
+        """Dropout depends on the seed, the step and the rank: on nothing that ran before."""
+        words = np.random.SeedSequence([self.config.seed, self.progress.step, self.rank])
+        torch.manual_seed(int(words.generate_state(1)[0]))
+
+    def _lr(self, step: int) -> float:
+        return self.model.config.lr * lr_factor(step, self.warmup, self.total_steps)
+
+    def _save(self, failed: bool = False) -> None:
+        """Only rank 0 writes; all have the same to write."""
+        if self.checkpoints is not None and self.rank == 0:
+            state = (self.progress, self.model, self.optimizer, self.ema, self.scaler)
+            self.checkpoints.save(*state, failed=failed)
+
+    def _fail(self, what: str, value: float, batch: dict[str, Any]) -> None:
+        names = gathered([self.train_set.clips.name(i) for i in batch["index"].tolist()])
+        self._save(failed=True)
+        where = self.checkpoints.folder / "failed" if self.checkpoints else None
+        saved = f"; the state before it is in {where}" if where else ""
+        raise VidpipeError(
+            f"{what} is {value} at step {self.progress.step} (clips {', '.join(names[:4])}, ...); "
+            f"lower methods.<method>.lr or set train.clip_grad_norm{saved}"
+        )
 
 
-def parameter_groups(model: VideoModel) -> list[dict[str, Any]]:
-    """Weight decay on matrices and kernels only: none on biases and norms."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": model.config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def lr_factor(step: int, warmup: float, total: int) -> float:
-    """Of the peak learning rate at `step`: linear warm-up from near zero, then cosine to zero."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
-
-
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
-
-
-def all_sum(values: Tensor, device: torch.device) -> Tensor:
-    """The sum over all workers, on the CPU."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return values
-    shared = values.to(device, torch.float64)
-    dist.all_reduce(shared)
-    return shared.cpu()
-
-
-@torch.no_grad()
-def validate(
-    model: VideoModel,
-    val_set: ViewSet,
-    config: TrainConfig,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]],
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
-) -> tuple[float, float]:
-    """(loss, top1) over one centre view of each clip; each counted once however many workers."""
-    model.eval()
-    own = torch.utils.data.Subset(val_set, range(rank, len(val_set), world_size))
-    sums = torch.zeros(3, dtype=torch.float64)
-    batch_size = max(1, config.batch_size // world_size)
-    for batch in view_loader(own, batch_size, config.loader_workers, config.prefetch):
-        video = batch["video"].to(device, non_blocking=True)
-        x = to_input(video[:, 0], *normalisation)
-        labels = batch["label"].to(device, non_blocking=True)
-        with autocast(config, device):
-            logits = model(x).float()
-        loss = F.cross_entropy(logits, labels, reduction="sum").item()
-        correct = (logits.argmax(1) == labels).sum().item()
-        sums += torch.tensor([loss, correct, len(labels)])
-    loss_sum, correct_sum, clips = all_sum(sums, device).tolist()
-    return loss_sum / clips, correct_sum / clips
+def refuse_frozen_gradients(model: VideoModel) -> None:
+    """Raises VidpipeError where a gradient was computed for what the method did not declare."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and name not in model.trained_names:
+            raise VidpipeError(
+                f"{name} is frozen and received a gradient; the method {model.name} must name it in "
+                "declare(), or leave its requires_grad alone"
+            )

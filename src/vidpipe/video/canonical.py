@@ -61,7 +61,7 @@ class Canonical:
     def _tone_mapped(self, frame: Any) -> Frame:
         assert self.size is not None
         form = (frame.width, frame.height, frame.format.name)
-        source, sink = _tone_mapper(*form, frame.color_trc, frame.color_primaries, *self.size)
+        _, source, sink = _tone_mapper(*form, frame.color_trc, frame.color_primaries, *self.size)
         source.push(frame)
         rgb: Frame = sink.pull().to_ndarray(format="rgb24")
         return rgb
@@ -76,10 +76,11 @@ def _tone_mapper(
     _primaries: int,
     to_width: int,
     to_height: int,
-) -> tuple[Any, Any]:
-    """FFmpeg's scale filter: only that knows transfer curves and primaries.
+) -> tuple[Any, Any, Any]:
+    """A graph (which must outlive its ends), its source and its sink.
 
-    Kept from video to video: for each kind of picture it works out a table, which takes seconds.
+    FFmpeg's scale filter: only that knows transfer curves and primaries. Kept from video to video,
+    because for each kind of picture it works out a table, which takes seconds.
     """
     graph = av.filter.Graph()
     source = graph.add_buffer(
@@ -94,4 +95,4 @@ def _tone_mapper(
     for left, right in ((source, scale), (scale, form), (form, sink)):
         left.link_to(right)
     graph.configure()
-    return source, sink
+    return graph, source, sink

@@ -20,6 +20,14 @@ REPRODUCIBLE = {
     "threads": "1",
     "x264-params": "mbtree=0:rc-lookahead=0:b-adapt=0:scenecut=0:weightp=0",
 }
+# For a reader, not a viewer: nearest to the source's pixels (no psychovisual tricks), one reference
+# frame, and CAVLC, which costs a tenth of the bytes and saves a third of the time to decode.
+STORED = {
+    **REPRODUCIBLE,
+    "preset": "medium",
+    "tune": "psnr",
+    "x264-params": f"{REPRODUCIBLE['x264-params']}:ref=1:cabac=0",
+}
 CLOCK = Fraction(25)
 """Frames per second in every stored MP4. The true rate is in the manifest: a strange one (1/3, 239.7)
 would make time stamps that readers round differently."""
@@ -52,13 +60,7 @@ def encode_h264(frames: Iterable[NDArray[np.uint8]], crf: int, gop: int) -> Enco
                 stream = container.add_stream("libx264", rate=CLOCK)
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
                 stream.thread_count = 1
-                stream.options = {
-                    "crf": str(crf),
-                    "preset": "veryfast",
-                    "g": str(gop),
-                    "bf": "0",
-                    **REPRODUCIBLE,
-                }
+                stream.options = {"crf": str(crf), "g": str(gop), "bf": "0", **STORED}
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
             count += 1
         if stream is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -48,6 +49,7 @@ def read_pyav(data: bytes, indices: Sequence[int]) -> Frames:
         step = round(1 / (CLOCK * stream.time_base))
         position = -1  # index of the frame decoded last
         frames: Any = container.decode(stream)
+        frame: Any
         keys = _key_frames(stream, step)
         for index in wanted:
             key = max((k for k in keys if k <= index), default=0)
@@ -55,7 +57,9 @@ def read_pyav(data: bytes, indices: Sequence[int]) -> Frames:
                 container.seek(key * step, stream=stream)
                 frames = container.decode(stream)
             while position < index:
-                frame = next(frames)
+                frame = next(frames, None)
+                if frame is None:
+                    raise ValueError(f"it ends after frame {position}; {index} was asked for")
                 position = frame.pts // step
             found[index] = frame.to_ndarray(format="rgb24")
     return np.stack([found[index] for index in indices])
@@ -81,35 +85,29 @@ def read_jpegs(ranges: Ranges, frames: int, indices: Sequence[int]) -> Frames:
     return np.stack([found[index] for index in indices])
 
 
-def read_h264(data: bytes, indices: Sequence[int]) -> Frames:
-    """By decord where it can, else by PyAV: the same pixels.
+READERS = {"pyav": read_pyav, "decord": read_decord, "torchcodec": read_torchcodec}
+
+
+def read_h264(data: bytes, indices: Sequence[int], reader: str = "pyav") -> Frames:
+    """By `reader`, with PyAV as the last word: the same pixels.
 
     decord 0.6 has no wheel for arm64, and refuses a few narrow widths (16, 24, 48 and 72 pixels:
-    it takes FFmpeg's padded rows for the picture's), so PyAV has the last word on every failure.
+    it takes FFmpeg's padded rows for the picture's).
     """
-    reader = _preferred()
-    if reader is not read_pyav:
+    if reader != "pyav" and _is_installed(reader):
         try:
-            return reader(data, indices)
+            return READERS[reader](data, indices)
         except Exception:
             logger.debug("%s failed on a clip; reading it with PyAV", reader, exc_info=True)
     return read_pyav(data, indices)
 
 
 @functools.cache
-def _preferred() -> Callable[[bytes, Sequence[int]], Frames]:
+def _is_installed(reader: str) -> bool:
     """Asked at the first read, not at import: the library imports without decord."""
     try:
-        import decord  # noqa: F401
-
-        return read_decord
-    except (ImportError, OSError):
-        pass
-    try:
-        import torchcodec  # noqa: F401
-
-        logger.warning("decord is not installed here: the store is read with torchcodec")
-        return read_torchcodec
+        importlib.import_module(reader)
     except (ImportError, OSError, RuntimeError):
-        logger.warning("decord is not installed here: the store is read with PyAV, which is slower")
-        return read_pyav
+        logger.warning("%s is not installed here: the store is read with PyAV", reader)
+        return False
+    return True

@@ -158,8 +158,9 @@ class FrameStore:
         *("shard", "offset", "nbytes"),
     )
 
-    def __init__(self, root: Path | str, cache_mb: int = 0) -> None:
+    def __init__(self, root: Path | str, cache_mb: int = 0, reader: str = "pyav") -> None:
         self.root = root
+        self.reader = reader
         manifest = read_manifest(root, self.COLUMNS)
         self.classes = manifest.classes
         self.tier = manifest.tier
@@ -216,7 +217,7 @@ class FrameStore:
         try:
             if self.tier == "fast":
                 return read_jpegs(ranges, length, indices)
-            return read_h264(ranges([(0, nbytes)])[0], indices)
+            return read_h264(ranges([(0, nbytes)])[0], indices, self.reader)
         except VidpipeError:
             raise
         except Exception as error:

@@ -1,0 +1,88 @@
+"""What a training says of itself, by step and by epoch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vidpipe.data.dataset import TrainSet
+from vidpipe.errors import VidpipeError
+
+
+@dataclass
+class EpochMetrics:
+    """Of one finished epoch, over all workers. Fractions, not per cent."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_top1: float
+    lr: float
+    val_loss: float | None
+    val_top1: float | None
+    grad_norm: float | None = None
+    """Mean over the steps, before clipping."""
+
+    def numbers(self) -> dict[str, float]:
+        """What the table of results holds."""
+        skip = ("epoch", "step", "grad_norm")
+        return {k: v for k, v in asdict(self).items() if v is not None and k not in skip}
+
+    def curves(self) -> dict[str, float]:
+        """What is drawn over the epochs."""
+        norm = {} if self.grad_norm is None else {"grad_norm": self.grad_norm}
+        return {**self.numbers(), **norm}
+
+
+@dataclass
+class EpochTiming:
+    """Of what this process did of the epoch."""
+
+    clips_per_s: float
+    data_wait: float
+    """Fraction of the time spent waiting for the loader."""
+
+
+@dataclass
+class StepInfo:
+    """Of one finished step, over all workers; `epoch` counts from 0."""
+
+    epoch: int
+    step: int
+    total_steps: int
+    loss: float
+    top1: float
+    """Of the epoch so far."""
+    lr: float
+    grad_norm: float
+    seconds_per_step: float
+    clips_per_s: float
+    data_wait: float
+
+
+class BadReads:
+    """The clips of one epoch that could not be read, counted where batches arrive: each once,
+    whichever loader process met it."""
+
+    def __init__(self, data: TrainSet, fraction: float, clips: int) -> None:
+        self.data, self.clips = data, clips
+        self.allowed = max(1, int(fraction * clips))
+        self.found = 0
+        self.first: list[str] = []
+
+    def count(self, batch: dict[str, Any]) -> int:
+        """How many this batch has. Raises as `check` does when this rank's own are too many."""
+        replaced = batch["asked"][batch["replaced"]].tolist()
+        self.found += len(replaced)
+        self.first += [self.data.clips.name(i) for i in replaced[: 4 - len(self.first)]]
+        self.check(self.found)
+        return len(replaced)
+
+    def check(self, found: int) -> None:
+        """Raises VidpipeError when `found` clips, of all ranks, are more than the epoch may have."""
+        if found > self.allowed:
+            named = f" ({', '.join(self.first)}, ...)" if self.first else ""
+            raise VidpipeError(
+                f"{found} of an epoch's {self.clips} clips could not be read{named}, more than "
+                "train.max_bad_reads allows; run `vidpipe extract` again"
+            )

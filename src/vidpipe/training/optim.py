@@ -1,0 +1,93 @@
+"""The optimizer: AdamW with linear warm-up and cosine to zero (all three papers), by groups."""
+
+from __future__ import annotations
+
+import math
+from fnmatch import fnmatch
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from vidpipe.config import TrainConfig
+from vidpipe.methods.base import VideoModel
+
+FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Devices on which torch has AdamW as one kernel."""
+
+
+def trained_parameters(model: VideoModel) -> dict[str, nn.Parameter]:
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def parameter_groups(model: VideoModel) -> list[dict[str, Any]]:
+    """Groups of one weight decay and one `lr_scale` each, the decayed ones first.
+
+    Weight decay is on matrices and kernels: not on biases and norms, on the backbone's positions
+    and class token, or on what the method exempts. The rate is lower for what came with the
+    backbone, and, with `layer_decay`, the deeper a parameter's block lies.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for decayed in (True, False):  # there are always both, so that lr has its place
+        groups[decayed, 1.0] = []
+    for name, parameter in trained_parameters(model).items():
+        key = _decays(model, name, parameter), lr_scale(model, name)
+        groups.setdefault(key, []).append(parameter)
+    decay = model.config.weight_decay
+    return [
+        {"params": parameters, "weight_decay": decay if decayed else 0.0, "lr_scale": scale}
+        for (decayed, scale), parameters in sorted(groups.items(), key=lambda item: not item[0][0])
+        if parameters
+    ]
+
+
+def _decays(model: VideoModel, name: str, parameter: nn.Parameter) -> bool:
+    spared = {f"vit.{own}" for own in cast(Any, model.vit).no_weight_decay()}
+    exempt = any(fnmatch(name, pattern) for pattern in model.no_decay)
+    return parameter.ndim > 1 and name not in spared and not exempt
+
+
+def lr_scale(model: VideoModel, name: str) -> float:
+    """Of the peak learning rate, for parameter `name`."""
+    scale = 1.0
+    if name.startswith("vit.") and model.config.pretrained_lr_scale is not None:
+        scale = model.config.pretrained_lr_scale
+    block = model.block_of(name)
+    if block is not None:
+        scale *= model.config.layer_decay ** (len(model.blocks) - block)
+    return scale
+
+
+def make_optimizer(
+    model: VideoModel, config: TrainConfig, device: torch.device
+) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameter_groups(model),
+        lr=model.config.lr,
+        betas=config.betas,
+        fused=device.type in FUSED,
+    )
+
+
+def lr_factor(step: int, warmup: float, total: int) -> float:
+    """Of the peak learning rate at `step`: linear warm-up from near zero, then cosine to zero."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """Of autocast; None: fp32 throughout."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    dtype = precision(config, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

@@ -1,0 +1,50 @@
+"""Accuracy on the validation clips in the middle of a training: one centre view a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from vidpipe.config import TrainConfig
+from vidpipe.data.dataset import ViewSet, to_input, view_loader
+from vidpipe.errors import TrainingStopped
+from vidpipe.methods.base import VideoModel
+from vidpipe.training.optim import autocast
+from vidpipe.training.parallel import all_sum, any_worker
+
+
+@torch.no_grad()
+def validate(
+    model: VideoModel,
+    val_set: ViewSet,
+    config: TrainConfig,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+    device: torch.device,
+    rank: int = 0,
+    world_size: int = 1,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[float, float]:
+    """(loss, top1); each clip counted once however many workers. Raises TrainingStopped on `stop`."""
+    model.eval()
+    own = torch.utils.data.Subset(val_set, range(rank, len(val_set), world_size))
+    sums = torch.zeros(3, dtype=torch.float64)
+    batch_size = max(1, config.batch_size // world_size)
+    loader = iter(view_loader(own, batch_size, config.loader_workers, config.prefetch))
+    # Rank 0 has as many batches as any: all take part in as many rounds, and stop in the same one.
+    for _ in range(-(-len(range(0, len(val_set), world_size)) // batch_size)):
+        batch = next(loader, None)
+        if batch is not None:
+            video = batch["video"].to(device, non_blocking=True)
+            x = to_input(video[:, 0], *normalisation)
+            labels = batch["label"].to(device, non_blocking=True)
+            with autocast(config, device):
+                logits = model(x).float()
+            loss = F.cross_entropy(logits, labels, reduction="sum").item()
+            correct = (logits.argmax(1) == labels).sum().item()
+            sums += torch.tensor([loss, correct, len(labels)])
+        if any_worker(stop(), device):
+            raise TrainingStopped
+    loss_sum, correct_sum, clips = all_sum(sums, device).tolist()
+    return loss_sum / clips, correct_sum / clips
