@@ -22,8 +22,12 @@ from vidpipe.data.batches import EpochBatches
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet, to_input, train_loader, view_loader
 from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import VidpipeError
-from vidpipe.profile import memory, parameters
+from vidpipe.files import read_json
+from vidpipe.profile import parameters, saved_by_block
 from vidpipe.training.checkpoint import TrainedModel, new_model
+from vidpipe.training.optim import autocast, make_optimizer, precision, set_lr
+from vidpipe.training.recompute import choose_recomputed
+from vidpipe.training.state import Checkpoints, Progress
 
 WARM_UP, TIMED = 1, 3
 
@@ -58,8 +62,8 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     epochs = train.epochs if train.steps is None else -(-train.steps // len(batches))
     total = train.epochs * len(batches) if train.steps is None else train.steps
     share = -(-batches.batch_size // (workers * train.accumulate))
-    need = memory(trained.model, params.transform.size)
     tunable = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
+    needed = _memory_line(trained, share, params, device)
 
     steps = real_steps(trained, train_set, params, device)
     timed = [next(steps) for _ in range(WARM_UP + TIMED)][WARM_UP:]
@@ -76,16 +80,13 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     where = f"{train.num_workers} Ray workers" if train.num_workers else "this process"
     return {
         "run": name,
-        "resumes": _resumes(workspace, name),
+        "resumes": _resumes(workspace, method, identity),
         "device": f"{_device_name(device)}, {where}, {train.loader_workers} loader processes each",
         "data": f"{len(train_clips):,} clips to train, {len(val_clips):,} to validate",
         "batch": f"{batches.batch_size} clips a step: {workers} x {share * train.accumulate}{parts}",
         "steps": f"{total:,} in {epochs} epochs of {len(batches):,}; validated {validations} times",
         "trained parameters": f"{tunable:,}, {tunable - parameters(trained.model.head):,} without head",
-        "memory": _memory_line(
-            need.weights, need.optimizer, need.activations_per_clip, share, train
-        )
-        + _measured(device),
+        "memory": needed + _measured(device),
         "a step": f"{step:.3g} s, {waited:.0%} of it waiting for clips "
         f"(median of {TIMED} on real clips; loss {timed[-1].loss:.3g})",
         "time": f"{duration(hours)}: {duration(total * step)} of steps, "
@@ -121,8 +122,8 @@ def real_steps(
     train, model = params.train, trained.model.to(device).train()
     mean_std = trained.backbone.mean, trained.backbone.std
     mixer = PairMixer.of(params.transform, train.seed)
-    weights = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=model.config.lr, betas=train.betas)
+    optimizer = make_optimizer(model, train, device)
+    set_lr(optimizer, model.config.lr)
     batches = epoch_batches(train_set, params)
     loader = train_loader(train_set, batches, train.loader_workers, train.prefetch)
     started = time.perf_counter()
@@ -139,7 +140,7 @@ def real_steps(
                 labels = target = batch["label"][part].to(device, non_blocking=True)
                 ids = batch["index"][part].tolist()
                 mixed = mixer(x, labels, ids, epoch) if mixer else None
-                with _autocast(train, device):
+                with autocast(train, device):
                     logits = model(x if mixed is None else mixed.video).float()
                 if mixed is not None:
                     target = mixed.targets(logits.shape[1])
@@ -163,35 +164,26 @@ def _view_seconds(
     started = time.perf_counter()
     batch = next(iter(view_loader(views, clips)))
     x = to_input(batch["video"][:, 0].to(device), trained.backbone.mean, trained.backbone.std)
-    with _autocast(train, device):
+    with autocast(train, device):
         model(x).sum().item()
     return (time.perf_counter() - started) / len(x)
 
 
-def _sixteen_bits(train: TrainConfig, device: torch.device) -> torch.dtype | None:
-    auto = torch.bfloat16 if device.type == "cuda" else None
-    return {"auto": auto, "fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[
-        train.precision
-    ]
-
-
-def _autocast(train: TrainConfig, device: torch.device) -> torch.autocast:
-    dtype = _sixteen_bits(train, device)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def _memory_line(
-    weights: int, optimizer: int, activations: int, clips: int, train: TrainConfig
-) -> str:
-    """Of one worker; activations are halved in 16 bits and cut at `train.activation_gb`."""
-    half = _sixteen_bits(train, device_of(train)) is not None
-    kept = activations * clips / (2 if half else 1)
-    if train.activation_gb is not None:
-        kept = min(kept, train.activation_gb * 2**30)
-    total = (weights + optimizer + kept) / 2**30
+def _memory_line(trained: TrainedModel, clips: int, params: Params, device: torch.device) -> str:
+    """Of one worker with `clips` clips at once; sets what is recomputed for it, as training does."""
+    train, model, size = params.train, trained.model, params.transform.size
+    again = model.recomputed = choose_recomputed(model, size, clips, train, device)
+    saved = saved_by_block(model, size)
+    kept = saved.rest + sum(saved.blocks[again:]) + sum(saved.inputs[:again])
+    kept += max(saved.blocks[:again], default=0)
+    activations = kept * clips / (1 if precision(train, device) is None else 2) / 2**30
+    weights = 4 * parameters(model) / 2**30
+    # A gradient and AdamW's two moments.
+    optimizer = 12 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 2**30
+    note = f", {again} of {len(saved.blocks)} blocks recomputed" if again else ""
     return (
-        f"about {total:.2g} GiB a worker: weights {weights / 2**30:.2g}, gradients and AdamW "
-        f"{optimizer / 2**30:.2g}, activations of {clips} clips {kept / 2**30:.2g}"
+        f"about {weights + optimizer + activations:.2g} GiB a worker: weights {weights:.2g}, gradients "
+        f"and AdamW {optimizer:.2g}, activations of {clips} clips {activations:.2g}{note}"
     )
 
 
@@ -206,11 +198,14 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
 
 
-def _resumes(workspace: Workspace, name: str) -> str:
-    folder = workspace.ray / name
-    if not folder.exists():
-        return "no: nothing of this configuration was begun here"
-    return f"yes: {folder} holds the state of an unfinished run of this very configuration"
+def _resumes(workspace: Workspace, method: str, identity: str) -> str:
+    last = Checkpoints(workspace.ray / f"{method}-{identity}" / "checkpoints").last()
+    if last is not None:
+        return f"yes: after step {Progress.read(last).step:,}, from {last}"
+    card = workspace.adapter(method) / "config.json"
+    if card.exists() and read_json(card).get("training", {}).get("identity") == identity:
+        return f"no: it is finished, its adapter is {card.parent}"
+    return "no: nothing of this configuration was begun here"
 
 
 def duration(seconds: float) -> str:

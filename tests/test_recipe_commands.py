@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.recipes import listing
+from vidpipe.training.state import Progress
 from vidpipe.video.encode import encode_h264
 from vidpipe.video.store import read_manifest
 
@@ -116,6 +117,8 @@ def test_a_recipe_trains_from_a_folder_of_videos(
     card = json.loads((in_folder / "models/st_adapter/adapter/config.json").read_text())
     assert card["sampling"]["rule"] == "st_adapter"
     assert card["method_config"]["lr"] == 5e-4
+    again = invoke("train", *arguments, "--dry-run", **SMALL)
+    assert re.search(r"resumes +no: it is finished, its adapter is models", again.output)
 
 
 # -- dry run --------------------------------------------------------------------------------
@@ -159,8 +162,9 @@ def test_dry_run_plans_times_and_writes_nothing(
     # The name is the training's own: it follows the settings, and its state is found again.
     assert dry_run(**options)["run"] == plan["run"]
     assert dry_run(**options, **{"methods.aim.lr": 1e-3})["run"] != plan["run"]
-    (with_store / "ray" / plan["run"]).mkdir(parents=True)
-    assert dry_run(**options)["resumes"].startswith("yes: ")
+    (with_store / "ray" / plan["run"] / "checkpoints" / "00000002-0002").mkdir(parents=True)
+    monkeypatch.setattr(Progress, "read", lambda folder: Progress(step=2))
+    assert dry_run(**options)["resumes"].startswith("yes: after step 2, from ")
 
 
 def test_dry_run_counts_steps_workers_and_16_bits(with_store: Path) -> None:
@@ -172,6 +176,7 @@ def test_dry_run_counts_steps_workers_and_16_bits(with_store: Path) -> None:
         float(dry_run(**{"train.precision": p})["memory"].split()[-1]) for p in ("fp32", "bf16")
     ]
     assert kept[1] == pytest.approx(kept[0] / 2, rel=0.1)
+    assert "4 of 4 blocks recomputed" in dry_run(**{"train.activation_gb": 0})["memory"]
 
 
 def test_dry_run_without_data(in_folder: Path) -> None:
