@@ -321,6 +321,7 @@ def import_released(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 1."""
+    from pipeline.stopping import Interrupted
     from vidpipe.errors import VidpipeError
 
     try:
@@ -328,9 +329,12 @@ def main() -> None:
     except VidpipeError as error:
         print(f"vidpipe: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt as error:
-        print(f"vidpipe: {str(error) or 'interrupted'}", file=sys.stderr)
-        sys.exit(getattr(error, "code", 130))
+    except Interrupted as error:
+        print(f"vidpipe: {error}", file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        print("vidpipe: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,11 @@ GRACE_S = 8.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(KeyboardInterrupt):
-    """Stopped by a signal, in order. `str` is for the user, `code` the exit code."""
+class Interrupted(BaseException):
+    """Stopped by a signal, in order. `str` is for the user, `code` the exit code.
+
+    Not a KeyboardInterrupt, which Typer would take for its own and end with 130 and no word.
+    """
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)

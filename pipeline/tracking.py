@@ -34,6 +34,7 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 import vidpipe
+from pipeline.stopping import Interrupted
 from vidpipe.config import ExportConfig, TrackingConfig
 from vidpipe.errors import VidpipeError
 
@@ -181,7 +182,7 @@ def tracked_run(
     run.tags(environment())
     try:
         yield run
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         client.set_terminated(run_id, "KILLED")
         raise
     except BaseException:

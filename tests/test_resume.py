@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(
     with monkeypatch.context() as full:
         full.setattr(state_module, "save_file", bad_save(error, at))
         with pytest.raises(
-            VidpipeError, match="No space left on device.*is intact; make room"
+            VidpipeError, match=r"No space left on device.*is intact; make room"
         ) as e:
             build(tmp_path, "plain").run()
         assert str(tmp_path) in str(e.value)
@@ -191,7 +191,7 @@ def test_a_limit_on_file_sizes_is_one_line(tmp_path: Path) -> None:
     run._save()
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        with pytest.raises(VidpipeError, match="could not be written .*00000000-0000 is intact"):
+        with pytest.raises(VidpipeError, match=r"could not be written .*00000000-0000 is intact"):
             run.run()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -216,7 +216,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     build(tmp_path, "plain").run()
     last = Checkpoints(tmp_path).last()
     assert last is not None
-    with pytest.raises(VidpipeError, match="missing|unexpected|holds moments"):
+    with pytest.raises(VidpipeError, match=r"missing|unexpected|holds moments"):
         Trainer(
             make("aim"),
             Moving(16, False),
@@ -227,7 +227,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
         )
     tensors = last / "trained.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:100])
-    with pytest.raises(VidpipeError, match="not a readable checkpoint .* remove"):
+    with pytest.raises(VidpipeError, match=r"not a readable checkpoint .* remove"):
         load_result(last, make())
     card = read_json(last / "state.json")
     (last / "state.json").write_text(json.dumps({**card, "version": 9}))

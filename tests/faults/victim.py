@@ -23,11 +23,11 @@ import torch
 
 torch.set_num_threads(1)  # before any work, or there are threads that a child lacks
 
-from test_engine import make, trainer, weights
+from test_engine import make, trainer, weights  # noqa: E402
 
-from vidpipe.training import loop
-from vidpipe.training import state as state_module
-from vidpipe.training.state import Checkpoints
+from vidpipe.training import loop  # noqa: E402
+from vidpipe.training import state as state_module  # noqa: E402
+from vidpipe.training.state import Checkpoints  # noqa: E402
 
 WHERE = ("disk", "tensors", "step", "validation")
 

@@ -34,7 +34,7 @@ from vidpipe.training.optim import (
     set_lr,
     trained_parameters,
 )
-from vidpipe.training.parallel import all_sum, average_gradients, gathered, same_start
+from vidpipe.training.parallel import all_sum, average_gradients, from_first, gathered, same_start
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import SUMS, Checkpoints, Progress, restore
 from vidpipe.training.validate import validate
@@ -112,8 +112,10 @@ class Trainer:
         if checkpoints is not None:
             if rank == 0:
                 checkpoints.clean()
-            self.resumed_from = checkpoints.last()
-            if self.resumed_from is not None:
+            last = checkpoints.last()
+            name = from_first(last.name if last else None)
+            if name is not None:
+                self.resumed_from = checkpoints.folder / name
                 state = (model, self.optimizer, self.ema, self.scaler)
                 self.progress = restore(self.resumed_from, *state)
 

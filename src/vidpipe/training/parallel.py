@@ -70,3 +70,12 @@ def gathered(names: list[str]) -> list[str]:
     everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, names)
     return [name for own in everyone for name in own]
+
+
+def from_first(name: str | None) -> str | None:
+    """Rank 0's, on every rank: what a shared folder holds may show later on other nodes."""
+    if not parallel():
+        return name
+    box = [name]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
