@@ -185,8 +185,8 @@ def spread(
                 f"{cpus}"
             )
         # Ray's default for actors: a CPU to be placed, none to be kept. With one to keep, an actor lost
-        # with its node waits forever where the other nodes are full. A task is tried again each second while its
-        # actor is being moved, too.
+        # with its node waits forever where the other nodes are full. While it is being moved, its
+        # tasks are tried again each second.
         actor = ray.remote(max_restarts=-1, max_task_retries=100)(_Holder)
         spread_out = actor.options(scheduling_strategy="SPREAD")
         pool = ray.util.ActorPool([spread_out.remote(make) for _ in range(workers)])
