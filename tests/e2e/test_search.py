@@ -37,7 +37,7 @@ def experiments(run: Run) -> list[dict[str, Any]]:
         params = data["params"]["params.yaml"]["data"]
         metrics = data["metrics"]["results/linear_probe/train.json"]["data"]
         lr = params["methods"]["linear_probe"]["lr"]
-        found.append({"lr": float(lr), "epochs": params["train"]["epochs"], **metrics})
+        found.append(metrics | {"lr": float(lr), "epochs": params["train"]["epochs"]})
     return sorted(found, key=lambda one: one["lr"])
 
 
@@ -45,10 +45,10 @@ def test_an_experiment_changes_params_and_reruns_one_stage(
     project: Path, run: Run, restored: None
 ) -> None:
     comments = (project / "params.yaml").read_text().count("#")
-    done = run("dvc", "exp", "run", *SHORT, "-S", f"{KEY}=0.001", "train@linear_probe")
+    done = run("dvc", "exp", "run", *SHORT, "-S", f"{KEY}=0.002", "train@linear_probe")
     assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["train@linear_probe"]
     (found,) = experiments(run)
-    assert (found["lr"], found["epochs"]) == (0.001, 1)
+    assert (found["lr"], found["epochs"]) == (0.002, 1)
     assert (project / "params.yaml").read_text().count("#") == comments
     assert len((project / "results/linear_probe/history.csv").read_text().splitlines()) == 2
 
