@@ -21,6 +21,7 @@ from pipeline import cluster  # noqa: F401  # isort: skip  (sets Ray's environme
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.console import console
@@ -231,6 +232,8 @@ def _fit(
     }
     for key, value in quiet.items():
         os.environ.setdefault(key, value)
+    # It warns of the files that the loggers, turned off above, would have written.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
     def trainable(config: dict[str, Any]) -> None:
         trial(payload, config)
@@ -255,7 +258,6 @@ def _fit(
                 metric="val_top1",
                 mode="max",
                 num_samples=search.trials,
-                max_concurrent_trials=search.concurrent,
                 search_alg=_searcher(search),
                 scheduler=ASHAScheduler(
                     max_t=payload["epochs"],
@@ -288,8 +290,9 @@ def _domain(domain: Domain) -> Any:
 
 
 def _searcher(search: Search) -> Any:
+    """With its own limit of trials at a time: Tune ignores its config in a search that goes on."""
     if search.algorithm == "random":
-        return BasicVariantGenerator(random_state=search.seed)
+        return BasicVariantGenerator(random_state=search.seed, max_concurrent=search.concurrent)
     from ray.tune.search.optuna import OptunaSearch
 
-    return OptunaSearch(seed=search.seed)
+    return ConcurrencyLimiter(OptunaSearch(seed=search.seed), search.concurrent)
