@@ -71,13 +71,15 @@ def run_trials(
     """All trials, in the order they were made, with Tune's state in `folder` while they run."""
     with _ray(config, search.concurrent):
         results = _fit(folder, payload, space, search, config, nested)
+        # `result.config` is empty for a trial that failed before a search went on.
+        made = results._experiment_analysis.trials
         return [
             Outcome(
-                {key: (result.config or {})[key] for key in space},
+                {key: trial.config[key] for key in space},
                 result.metrics or {},
                 first_line(result.error) if result.error is not None else None,
             )
-            for result in (results[i] for i in range(len(results)))
+            for trial, result in ((made[i], results[i]) for i in range(len(made)))
         ]
 
 
