@@ -36,8 +36,7 @@ from vidpipe.training.checkpoint import new_model
 from vidpipe.training.loop import EpochMetrics, EpochTiming, fit
 
 SHOWN = ("train_loss", "train_top1", "lr", "val_loss", "val_top1", "clips_per_s")
-# One in three goes on at each rung of ASHA.
-REDUCTION = 3
+REDUCTION = 3  # one trial in so many goes on at each rung of ASHA
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,14 @@ def run_trials(
     with _ray(config, search.concurrent):
         results = _fit(folder, payload, space, search, config, nested)
         # `result.config` is empty for a trial that failed before a search went on.
-        made = results._experiment_analysis.trials
+        made = enumerate(results._experiment_analysis.trials)
         return [
             Outcome(
                 {key: trial.config[key] for key in space},
                 result.metrics or {},
                 first_line(result.error) if result.error is not None else None,
             )
-            for trial, result in ((made[i], results[i]) for i in range(len(made)))
+            for trial, result in ((trial, results[i]) for i, trial in made)
         ]
 
 
