@@ -21,6 +21,7 @@ from pipeline import cluster  # noqa: F401  # isort: skip  (sets Ray's environme
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.console import console
@@ -35,8 +36,7 @@ from vidpipe.training.checkpoint import new_model
 from vidpipe.training.loop import EpochMetrics, EpochTiming, fit
 
 SHOWN = ("train_loss", "train_top1", "lr", "val_loss", "val_top1", "clips_per_s")
-# One in three goes on at each rung of ASHA.
-REDUCTION = 3
+REDUCTION = 3  # one trial in so many goes on at each rung of ASHA
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,15 @@ def run_trials(
     """All trials, in the order they were made, with Tune's state in `folder` while they run."""
     with _ray(config, search.concurrent):
         results = _fit(folder, payload, space, search, config, nested)
+        # `result.config` is empty for a trial that failed before a search went on.
+        made = enumerate(results._experiment_analysis.trials)
         return [
             Outcome(
-                {key: (result.config or {})[key] for key in space},
+                {key: trial.config[key] for key in space},
                 result.metrics or {},
                 first_line(result.error) if result.error is not None else None,
             )
-            for result in (results[i] for i in range(len(results)))
+            for trial, result in ((trial, results[i]) for i, trial in made)
         ]
 
 
@@ -231,6 +233,8 @@ def _fit(
     }
     for key, value in quiet.items():
         os.environ.setdefault(key, value)
+    # It warns of the files that the loggers, turned off above, would have written.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
     def trainable(config: dict[str, Any]) -> None:
         trial(payload, config)
@@ -255,7 +259,6 @@ def _fit(
                 metric="val_top1",
                 mode="max",
                 num_samples=search.trials,
-                max_concurrent_trials=search.concurrent,
                 search_alg=_searcher(search),
                 scheduler=ASHAScheduler(
                     max_t=payload["epochs"],
@@ -288,8 +291,9 @@ def _domain(domain: Domain) -> Any:
 
 
 def _searcher(search: Search) -> Any:
+    """With its own limit of trials at a time: Tune ignores its config in a search that goes on."""
     if search.algorithm == "random":
-        return BasicVariantGenerator(random_state=search.seed)
+        return BasicVariantGenerator(random_state=search.seed, max_concurrent=search.concurrent)
     from ray.tune.search.optuna import OptunaSearch
 
-    return OptunaSearch(seed=search.seed)
+    return ConcurrencyLimiter(OptunaSearch(seed=search.seed), search.concurrent)

@@ -30,7 +30,7 @@ from vidpipe.data.config import DataConfig
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("two_nodes")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("two_nodes")]
 
 
 class TwoNodes:
@@ -90,7 +90,7 @@ def train(
         text=True,
     )
     lines = []
-    watchdog = threading.Timer(400, process.kill)
+    watchdog = threading.Timer(800, process.kill)
     watchdog.start()
     assert process.stderr is not None
     for line in process.stderr:
