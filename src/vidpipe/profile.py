@@ -159,9 +159,10 @@ class Saved:
     """By what comes before and after the blocks."""
 
 
-def saved_by_block(model: VideoModel, img_size: int) -> Saved:
-    """Counted as `memory` says."""
-    meta = _on_meta(model)
+def saved_by_block(model: VideoModel, img_size: int, device: str = "meta") -> Saved:
+    """Counted as `memory` says. On the meta device attention is two matrix products, which keep the
+    (N, N) weights; the kernels of a real device do not, so that less is kept there."""
+    meta = _on(model, device)
     depth = len(meta.blocks)
     kept, inputs = [0] * (depth + 1), [0] * depth
     within = depth  # the last place is the rest's
@@ -194,7 +195,7 @@ def saved_by_block(model: VideoModel, img_size: int) -> Saved:
     return Saved(kept[:depth], inputs, kept[depth])
 
 
-def _on_meta(model: VideoModel) -> VideoModel:
+def _on(model: VideoModel, device: str) -> VideoModel:
     import copy
 
-    return copy.deepcopy(model).to("meta")
+    return copy.deepcopy(model).to(device)

@@ -155,13 +155,13 @@ def test_kill_9_of_the_command(data: Path, tmp_path: Path) -> None:
         process, before = start(folder), len(checkpoints(folder))
         where = moment[kill % len(moment)]
         if where == "writing":
-            wait_for(lambda: list(folder.glob("ray/*/checkpoints/.*")), process, 60)
+            wait_for(lambda: list(folder.glob("ray/*/checkpoints/.*")), process, 200)
         elif where == "validating":
             epochs = int(checkpoints(folder)[-1].name[-4:]) + 1 if before else 1
-            wait_for(lambda: validating(folder, epochs), process, 60)  # noqa: B023
+            wait_for(lambda: validating(folder, epochs), process, 200)  # noqa: B023
         elif where == "anywhere":
             last = checkpoints(folder)[-1:]
-            wait_for(lambda: checkpoints(folder)[-1:] != last, process, 60)  # noqa: B023
+            wait_for(lambda: checkpoints(folder)[-1:] != last, process, 200)  # noqa: B023
             time.sleep(moments.uniform(0, 1))
         else:
             time.sleep(moments.uniform(1, 8))
@@ -186,7 +186,7 @@ def test_signals_save_and_leave_and_a_changed_config_starts_anew(
     folder = with_data(data, tmp_path / "stopped")
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process, before = start(folder), checkpoints(folder)[-1:]
-        assert wait_for(lambda: checkpoints(folder)[-1:] != before, process, 90)  # noqa: B023
+        assert wait_for(lambda: checkpoints(folder)[-1:] != before, process, 400)  # noqa: B023
         process.send_signal(number)
         begun = time.monotonic()
         _, errors = process.communicate(timeout=60)
