@@ -93,7 +93,7 @@ def training_gmacs(model: VideoModel, img_size: int) -> float:
     Products, convolutions and attention only. What is frozen costs no weight gradient, and what has
     nothing trained below it no gradient at all, so the factor over the forward pass is the method's.
     """
-    meta = _on_meta(model).train()
+    meta = _on(model, "meta").train()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         meta(_clip(meta, img_size, None)).sum().backward()
     return counter.get_total_flops() / 2e9
