@@ -162,7 +162,8 @@ def quality(sources: list[Path], stores: dict[str, FrameStore]) -> None:
             ratios.append(10 * np.log10(255**2 / error))
         size = store.rows["nbytes"].sum()
         print(
-            f"  {tier:12} {size / source_bytes:6.2f} {statistics.median(ratios):9.1f} ({min(ratios):.1f})"
+            f"  {tier:12} {size / source_bytes:6.2f} {statistics.median(ratios):9.1f} "
+            f"({min(ratios):.1f})"
         )
 
 
