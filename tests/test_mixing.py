@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2 as T
+from conftest import tiny_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import HALF, Moving
@@ -15,6 +16,7 @@ from vidpipe.config import TrainConfig
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import TransformConfig
 from vidpipe.data.mixing import Mixed, PairMixer
+from vidpipe.methods.config import MethodConfig
 from vidpipe.training import loop
 from vidpipe.training.loop import fit
 
@@ -123,7 +125,10 @@ def test_training_sees_soft_labels_and_counts_the_heavier(monkeypatch: pytest.Mo
         def __init__(self) -> None:
             super().__init__()
             self.w = torch.nn.Parameter(torch.zeros(1))
-            self.config = type("C", (), {"lr": 0.0, "weight_decay": 0.0})
+            self.config = MethodConfig(lr=1e-9, weight_decay=0.0)
+            self.vit = tiny_vit().requires_grad_(False)
+            self.trained_names, self.no_decay, self.blocks = frozenset({"w"}), (), []
+            self.block_of = lambda name: None
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.one_hot(torch.arange(len(x)) % 2, 2) + 0 * self.w
