@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test test-fast lint format lock ui clean
+.PHONY: help setup demo test test-long test-fast lint format lock ui clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,8 +32,11 @@ demo: $(READY) ## Run the whole pipeline on the embedded data set and show the t
 test: $(READY) ## Run the whole test suite, two processes at a time
 	python -m pytest -n 2 --dist loadgroup
 
+test-long: $(READY) ## Run what `make test` leaves out: real searches, a cluster that loses a node
+	python -m pytest -m long
+
 test-fast: $(READY) ## Run the tests that take seconds
-	python -m pytest -m "not slow"
+	python -m pytest -m "not slow and not long"
 
 lint: $(READY) ## Ruff, its formatter and the type checker
 	ruff check .

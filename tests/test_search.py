@@ -205,7 +205,7 @@ def runs(folder: Path) -> tuple[Any, list[Any], Any]:
     return parent, sorted(nested, key=lambda run: int(run.data.tags["vidpipe.trial"])), client
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_search_leaves_a_table_nested_runs_and_a_command(project: Path) -> None:
     done = vidpipe(project, *TUNE)
     table = pd.read_csv(project / "results" / "tune" / "st_adapter.csv")
@@ -245,7 +245,7 @@ def test_a_search_leaves_a_table_nested_runs_and_a_command(project: Path) -> Non
     assert left == {"params.yaml", "results/tune/st_adapter.csv"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_trains_as_the_train_stage_does(project: Path) -> None:
     """The same numbers, so that the printed command leads to what the table promised."""
     vidpipe(
@@ -264,7 +264,7 @@ def test_a_trial_trains_as_the_train_stage_does(project: Path) -> None:
     assert (row.val_top1, row.val_loss) == (last.val_top1, last.val_loss)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_search_goes_on(project: Path, how: signal.Signals) -> None:
     often = {"TUNE_GLOBAL_CHECKPOINT_S": "0"}  # after every event, not every ten seconds
@@ -306,7 +306,7 @@ def test_a_killed_search_goes_on(project: Path, how: signal.Signals) -> None:
         assert steps == sorted(set(steps))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_optuna_searches_the_same_twice(project: Path) -> None:
     pytest.importorskip("optuna")
     words = (*TUNE[:4], "1", "--trials", "3", "--space", "methods.st_adapter.lr=uniform(1e-4,1e-2)")

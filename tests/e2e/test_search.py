@@ -13,7 +13,7 @@ from conftest import PROJECT
 
 from e2e.conftest import Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.xdist_group("e2e")]
 
 SHORT = ("-S", "train.epochs=1", "-S", "train.warmup_epochs=0")
 KEY = "methods.linear_probe.lr"

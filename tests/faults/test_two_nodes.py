@@ -30,7 +30,7 @@ from vidpipe.data.config import DataConfig
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("two_nodes")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.xdist_group("two_nodes")]
 
 
 class TwoNodes:
@@ -100,9 +100,6 @@ def train(
     return process.wait(), "".join(lines)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="training does not go on after the death of a worker (no FailureConfig yet)"
-)
 def test_training_survives_the_death_of_a_node_in_mid_epoch(
     nodes: TwoNodes, tmp_path: Path
 ) -> None:
