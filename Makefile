@@ -29,8 +29,9 @@ demo: $(READY) ## Run the whole pipeline on the embedded data set and show the t
 	dvc repro
 	@vidpipe report
 
-test: $(READY) ## Run the whole test suite, two processes at a time
-	python -m pytest -n 2 --dist loadgroup
+test: $(READY) ## Run the whole test suite; all but the end-to-end tests two at a time
+	python -m pytest tests/e2e
+	python -m pytest -n 2 --dist loadgroup --ignore tests/e2e
 
 test-long: $(READY) ## Run what `make test` leaves out: real searches, a cluster that loses a node
 	python -m pytest -m long

@@ -146,6 +146,7 @@ def assert_one_clean_run(folder: Path, data: Path) -> None:
         assert not store.execute(twice).fetchall()
 
 
+@pytest.mark.long
 def test_kill_9_of_the_command(data: Path, tmp_path: Path) -> None:
     """VIDPIPE_KILLS sets how many; the whole process group dies."""
     folder, moments = with_data(data, tmp_path / "killed"), random.Random(0)
@@ -180,6 +181,7 @@ def test_kill_9_of_the_command(data: Path, tmp_path: Path) -> None:
     assert_one_clean_run(folder, data)
 
 
+@pytest.mark.long
 def test_signals_save_and_leave_and_a_changed_config_starts_anew(
     data: Path, tmp_path: Path
 ) -> None:
