@@ -21,7 +21,7 @@ REPRODUCIBLE = {
     "x264-params": "mbtree=0:rc-lookahead=0:b-adapt=0:scenecut=0:weightp=0",
 }
 # For a reader, not a viewer: nearest to the source's pixels (no psychovisual tricks), one reference
-# frame, and CAVLC, which costs a tenth of the bytes and saves a third of the time to decode.
+# frame, and CAVLC: 10-16 % more bytes than CABAC for a third to a half less time to decode.
 STORED = {
     **REPRODUCIBLE,
     "preset": "medium",
