@@ -55,7 +55,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
             candidate = Path(scratch) / "package"
             save_package(candidate, trained, exported, parity)
             # What counts is the file that ships: read it back and prove that one too.
-            reloaded, _ = load_package(candidate)
+            reloaded = load_package(candidate).model
             prove_parity(trained.model, reloaded, clips, tolerance)
             with atomic_folder(package) as folder:
                 for file in candidate.iterdir():

@@ -20,13 +20,13 @@ from vidpipe.export.package import load_package
 class VideoClassifier(PythonModel):  # type: ignore[misc]
     # No type hints on `predict`: MLflow would take them for a schema; the signature has one.
     def load_context(self, context: Any) -> None:
-        self.model, self.config = load_package(Path(context.artifacts["package"]))
+        self.served = load_package(Path(context.artifacts["package"]))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         video = torch.from_numpy(np.asarray(model_input))
-        backbone = self.config["backbone"]
+        backbone = self.served.backbone
         with torch.inference_mode():
-            logits = self.model(to_input(video, backbone["mean"], backbone["std"]))
+            logits = self.served.model(to_input(video, backbone.mean, backbone.std))
         return logits.softmax(-1).numpy()
 
 

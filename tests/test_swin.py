@@ -421,7 +421,7 @@ def test_checkpoint_and_package_rebuild_the_model(
     exported = inference_model(model)
     parity = prove_parity(model, exported, [video], 1e-3)
     save_package(tmp_path / "package", trained, exported, parity)
-    packaged, _ = load_package(tmp_path / "package")
+    packaged = load_package(tmp_path / "package").model
     assert torch.equal(packaged(video), exported(video))
     # Half precision arithmetic takes the same path, with the biases in fp32.
     with torch.autocast("cpu", torch.bfloat16):

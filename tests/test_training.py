@@ -20,7 +20,7 @@ from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.export.package import (
     inference_model,
-    load_package,
+    open_model,
     prove_parity,
     save_package,
 )
@@ -196,10 +196,11 @@ def test_package_needs_no_other_file_and_is_proven(
     parity = prove_parity(trained.model, exported, clips(), 1e-4)
     save_package(tmp_path / "package", trained, exported, parity)
     weights.unlink()
-    loaded, config = load_package(tmp_path / "package")
+    loaded = open_model(tmp_path / "package")
     for x in clips():
-        torch.testing.assert_close(loaded(x), trained.model(x), atol=1e-4, rtol=1e-4)
-    assert config["classes"] == ["left", "right"]
+        torch.testing.assert_close(loaded.model(x), trained.model(x), atol=1e-4, rtol=1e-4)
+    assert loaded.classes == ["left", "right"]
+    assert loaded.backbone.card() == trained.backbone.card()
     if name == "zeroi2v":
         names = load_file(tmp_path / "package" / "model.safetensors")
         assert not [n for n in names if "adapter" in n]
@@ -208,6 +209,34 @@ def test_package_needs_no_other_file_and_is_proven(
             "head.bias",
             "temporal_embedding.weight",
         }
+
+
+def test_adapters_share_one_backbone_and_keep_what_they_trained(
+    tmp_path: Path, weights: Path
+) -> None:
+    names = ("aim", "zeroi2v", "bitfit", "st_adapter", "aim")
+    alone = []
+    for index, name in enumerate(names):
+        trained = trained_model(weights, name)
+        with torch.no_grad():
+            for parameter in trained.model.adapter_state().values():
+                parameter += 0.01 * (index + 1) * torch.randn_like(parameter)
+        save_adapter(tmp_path / str(index), trained, {})
+        alone.append(trained.model)
+    backbone = load_backbone(
+        BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)), SIZE
+    )
+    shared = [open_model(tmp_path / str(i), backbone=backbone).model for i in range(len(names))]
+    x = clips(1)[0]
+    for own, model in zip(alone, shared, strict=True):
+        assert torch.equal(own(x), model(x))
+    first = backbone.vit.blocks[0].attn.qkv.weight
+    assert all(model.vit.blocks[0].attn.qkv.weight is first for model in shared)
+    other = load_backbone(
+        BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)), SIZE * 2
+    )
+    with pytest.raises(VidpipeError, match=r"made for \d+ px, but the backbone it should share"):
+        open_model(tmp_path / "0", backbone=other)
 
 
 def test_a_wrong_export_is_refused(weights: Path) -> None:

@@ -10,21 +10,22 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
-from vidpipe.backbones.zoo import architecture
+from vidpipe.backbones.zoo import Backbone, architecture
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, write_json
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.registry import METHODS, build_method
-from vidpipe.training.checkpoint import TrainedModel
+from vidpipe.training.checkpoint import FORMAT as ADAPTER_FORMAT
+from vidpipe.training.checkpoint import TrainedModel, load_adapter
 from vidpipe.weights import refuse_mismatch
 
 FORMAT, VERSION = "vidpipe-model", 1
@@ -93,29 +94,59 @@ def save_package(folder: Path, trained: TrainedModel, exported: VideoModel, pari
         )
 
 
-def load_package(folder: Path) -> tuple[VideoModel, dict[str, Any]]:
-    """The exported model in eval mode, and its config.json. Needs no other weights file."""
-    config = read_json(folder / "config.json")
-    if config.get("format") != FORMAT or config.get("version") != VERSION:
-        raise VidpipeError(f"{folder}/config.json: not a {FORMAT} of version {VERSION}")
-    source = folder / "model.safetensors"
+def load_package(folder: Path) -> TrainedModel:
+    """The exported model in eval mode, with what travels beside it. Needs no other weights file.
+
+    Raises VidpipeError when files are missing, corrupt or of another format.
+    """
+    source = folder / "config.json"
+    card = read_json(source)
+    if card.get("format") != FORMAT or card.get("version") != VERSION:
+        raise VidpipeError(
+            f"{source}: format {card.get('format')!r} version {card.get('version')!r}, expected "
+            f"{FORMAT!r} version {VERSION}"
+        )
     try:
-        state = load_file(source)
+        known = card["backbone"]
+        config = BackboneConfig(source=known["source"], name=known["name"], weights="none")
+        method = card["method"]
+        method_config = METHODS[method].Config.model_validate(card["method_config"])
+        sampling = SamplingConfig.model_validate(card["sampling"])
+        transform = TransformConfig.model_validate(card["transform"])
+        classes = [str(name) for name in card["classes"]]
+        facts = (known["weights_sha256"], known["activation"])
+        normalisation = (tuple(known["mean"]), tuple(known["std"]))
+    except (KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise VidpipeError(f"{source}: not a complete description of a model ({reason})") from None
+    vit = architecture(config, transform.size)
+    model = build_method(method, vit, len(classes), sampling.num_frames, method_config)
+    tensors = folder / "model.safetensors"
+    try:
+        state = load_file(tensors)
+    except FileNotFoundError:
+        raise VidpipeError(f"{tensors}: no such file") from None
     except Exception as error:  # safetensors raises its own type for every corruption
-        raise VidpipeError(f"{source}: not a readable safetensors file ({error})") from None
-    sampling = SamplingConfig.model_validate(config["sampling"])
-    size = TransformConfig.model_validate(config["transform"]).size
-    backbone = BackboneConfig(
-        source=config["backbone"]["source"], name=config["backbone"]["name"], weights="none"
-    )
-    method = config["method"]
-    model = build_method(
-        method,
-        architecture(backbone, size),
-        len(config["classes"]),
-        sampling.num_frames,
-        METHODS[method].Config.model_validate(config["method_config"]),
-    )
-    refuse_mismatch(str(source), model.state_dict(), state)
+        raise VidpipeError(f"{tensors}: not a readable safetensors file ({error})") from None
+    refuse_mismatch(str(tensors), model.state_dict(), state)
     model.load_state_dict(state)
-    return model.eval(), config
+    backbone = Backbone(vit, config, *facts, *normalisation)
+    return TrainedModel(model.eval(), backbone, classes, sampling, transform)
+
+
+def open_model(
+    folder: Path, weights: str | None = None, backbone: Backbone | None = None
+) -> TrainedModel:
+    """Whatever lies in `folder`: a model package, or an adapter, whose backbone is loaded from
+    `weights` (default: the file it was trained on) or is `backbone`, shared with other adapters.
+
+    Raises VidpipeError where `folder` holds neither.
+    """
+    form = read_json(folder / "config.json").get("format")
+    if form == FORMAT:
+        return load_package(folder)
+    if form == ADAPTER_FORMAT:
+        return load_adapter(folder, weights, backbone)
+    raise VidpipeError(
+        f"{folder}/config.json: format {form!r}, expected {ADAPTER_FORMAT!r} or {FORMAT!r}"
+    )

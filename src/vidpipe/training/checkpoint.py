@@ -7,12 +7,14 @@ names, versions. No pickle. Version 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
@@ -79,8 +81,11 @@ def save_adapter(folder: Path, trained: TrainedModel, extra: dict[str, Any]) -> 
         )
 
 
-def load_adapter(folder: Path, weights: str | None = None) -> TrainedModel:
-    """Rebuild a trained model. `weights` overrides where the backbone's weights are found.
+def load_adapter(
+    folder: Path, weights: str | None = None, backbone: Backbone | None = None
+) -> TrainedModel:
+    """Rebuild a trained model. `weights` overrides where the backbone's weights are found; with
+    `backbone`, its frozen tensors are shared and only what this adapter trained is its own.
 
     Raises VidpipeError when files are missing or corrupt, or the backbone's weights are others than
     those the adapter was trained on.
@@ -106,13 +111,20 @@ def load_adapter(folder: Path, weights: str | None = None) -> TrainedModel:
         classes = list(card["classes"])
     except (KeyError, TypeError, ValidationError) as error:
         raise VidpipeError(f"{source}: not a complete adapter description ({error})") from None
-    backbone = load_backbone(backbone_config, transform.size)
+    if backbone is None:
+        backbone = load_backbone(backbone_config, transform.size)
+    else:
+        backbone = _shared(backbone, transform.size, folder)
     if backbone.sha256 != recorded["weights_sha256"]:
         raise VidpipeError(
             f"{folder}: trained on weights {recorded['weights_sha256'][:12]}, but "
-            f"{backbone_config.weights} has {backbone.sha256[:12]}; name the right backbone.weights"
+            f"{backbone.config.weights} has {backbone.sha256[:12]}; name the right backbone.weights"
         )
     model = build_method(method, backbone.vit, len(classes), sampling.num_frames, method_config)
+    for name in model.carried():  # may be a part of a backbone that others use
+        owner, _, leaf = name.rpartition(".")
+        parameter = getattr(module := model.get_submodule(owner), leaf)
+        setattr(module, leaf, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
     tensors = folder / "adapter.safetensors"
     try:
         state = load_file(tensors)
@@ -123,3 +135,14 @@ def load_adapter(folder: Path, weights: str | None = None) -> TrainedModel:
     model.load_adapter_state(state, str(tensors))
     model.eval()
     return TrainedModel(model, backbone, classes, sampling, transform)
+
+
+def _shared(backbone: Backbone, size: int, folder: Path) -> Backbone:
+    """The same tensors in modules of their own, so that a method may change the modules."""
+    grid = cast(Any, backbone.vit.patch_embed).img_size
+    if grid is not None and tuple(grid) != (size, size):
+        raise VidpipeError(
+            f"{folder}: made for {size} px, but the backbone it should share is for {grid[0]} px"
+        )
+    memo: dict[int, Any] = {id(p): p for p in backbone.vit.parameters()}
+    return replace(backbone, vit=copy.deepcopy(backbone.vit, memo))
