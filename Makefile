@@ -21,7 +21,10 @@ $(READY): requirements.lock pyproject.toml
 	  { echo "vidpipe needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock
+	# Compiled once: with PYTHONDONTWRITEBYTECODE, as in many containers, every command would compile
+	# PyTorch's and MLflow's thousands of modules again, for ten seconds and more.
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes \
+	  --requirement requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(READY)
 

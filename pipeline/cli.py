@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.compare import compare, splits
 from pipeline.data import app as data_app
 from pipeline.options import HERE, PARAMS, DataRoot, Method, Out, ParamsFile, Recipe, Set
 from pipeline.options import choose_method as _method
@@ -32,6 +33,8 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 app.command()(tune)
+app.command()(compare)
+app.command()(splits)
 
 
 @app.command()

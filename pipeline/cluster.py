@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import ray.util
@@ -184,12 +185,18 @@ class _Holder:
 
 
 def spread(
-    tasks: Iterable[Any], make: Callable[[], Callable[[Any], Any]], workers: int, address: str
+    tasks: Iterable[Any],
+    make: Callable[[], Callable[[Any], Any]],
+    workers: int,
+    address: str,
+    section: str,
+    use_gpu: bool = False,
 ) -> Iterator[Any]:
     """Results of `make()(task)` as they come, from `workers` actors of the Ray at `address`.
 
     `local` starts a Ray of our own. An actor lost with its node is started elsewhere, and its task
-    repeated. Raises VidpipeError when there is no such Ray, or it is too small.
+    repeated. Raises VidpipeError, naming `section` of the params, when there is no such Ray, or it is
+    too small.
     """
     already = ray.is_initialized()
     if not already:
@@ -198,19 +205,20 @@ def spread(
             ray.init(include_dashboard=False, logging_level=logging.WARNING, **where)
         except (ConnectionError, ValueError, RuntimeError) as error:
             line = (str(error).splitlines() or ["no answer"])[0]
-            raise VidpipeError(f"extract.ray_address: {address}: {line}") from None
+            raise VidpipeError(f"{section}: the Ray at {address}: {line}") from None
     try:
-        cpus = int(ray.cluster_resources().get("CPU", 0))
-        if cpus < workers:
+        unit = "GPU" if use_gpu else "CPU"
+        have = int(ray.cluster_resources().get(unit, 0))
+        if have < workers:
             raise VidpipeError(
-                f"extract.num_workers: {workers} decoders need a CPU each; the Ray at {address} has "
-                f"{cpus}"
+                f"{section}.num_workers: {workers} workers need a {unit} each; the Ray at {address} "
+                f"has {have}"
             )
         # Ray's default for actors: a CPU to be placed, none to be kept. With one to keep, an actor
         # lost with its node waits forever where the other nodes are full. A task is tried again each
         # second while its actor is being moved, too.
         actor = ray.remote(max_restarts=-1, max_task_retries=100)(_Holder)
-        spread_out = actor.options(scheduling_strategy="SPREAD")
+        spread_out = actor.options(scheduling_strategy="SPREAD", num_gpus=int(use_gpu))
         pool = ray.util.ActorPool([spread_out.remote(make) for _ in range(workers)])
         queue = iter(tasks)
         for task in itertools.islice(queue, 2 * workers):
@@ -220,6 +228,10 @@ def spread(
             for task in itertools.islice(queue, 1):
                 pool.submit(_apply, task)
             yield result
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, VidpipeError):
+            raise VidpipeError(str(error.cause)) from error
+        raise
     finally:
         if not already:
             ray.shutdown()

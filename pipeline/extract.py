@@ -117,7 +117,7 @@ def _decode(
         from pipeline import cluster
 
         yield from cluster.spread(
-            tasks, lambda: OneDecoder(config, work), config.num_workers, address
+            tasks, lambda: OneDecoder(config, work), config.num_workers, address, "extract"
         )
 
 

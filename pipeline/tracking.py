@@ -191,6 +191,17 @@ def tracked_run(
     client.set_terminated(run_id, "FINISHED")
 
 
+def download(config: TrackingConfig, run_id: str, folder: str, target: Path) -> Path:
+    """Fetch an artifact folder of a run into `target`; returns where it lies."""
+    uri = tracking_uri(config)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        return Path(client.download_artifacts(run_id, folder, str(target)))
+    except (MlflowException, OSError) as error:
+        line = (str(error).splitlines() or ["no answer"])[0]
+        raise VidpipeError(f"MLflow at {uri}: run {run_id} has no {folder}: {line}") from error
+
+
 def environment() -> dict[str, str]:
     """Machine, versions and the state of the code."""
     facts = {

@@ -79,6 +79,12 @@ class TrainConfig(Section):
     cache_mb: int = Field(1024, ge=0, description="decoded clips kept in memory, per process")
     seed: int = 0
 
+    @field_validator("use_gpu", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        # YAML 1.1 reads yes and no as truth values.
+        return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
         if self.num_workers and self.batch_size % self.num_workers:
@@ -101,7 +107,14 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     temporal_clips: int = Field(1, ge=1)
     spatial_crops: Literal[1, 3] = 1
+    average: Literal["softmax", "logits"] = Field(
+        "softmax", description="what is averaged over the views; the papers' code: softmax"
+    )
+    use_of_time: bool = Field(
+        True, description="also classify the middle view reversed, shuffled and frozen"
+    )
     batch_size: int = Field(16, ge=1, description="clips; each brings all its views")
+    num_workers: int = Field(0, ge=0, description="Ray workers; 0 evaluates in this process")
     reversed_pairs: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of classes that are each other's time reversal"
     )

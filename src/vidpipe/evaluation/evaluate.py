@@ -1,110 +1,138 @@
-"""Multi-view evaluation: softmax of every view, averaged, then compared with the label."""
+"""Multi-view evaluation, and whether a model uses the order of the frames at all.
+
+Softmax of every view, averaged over the views, as in all three code bases. Beside it, from the same
+read, the middle view is classified four times: its frames in order, reversed, shuffled, and all
+replaced by the middle one. What accuracy is lost is what the model owes to the order of time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import pandas as pd
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_confusion_matrix,
-)
+from torch.utils.data import default_collate
 
 from vidpipe.data.dataset import ViewSet, to_input
 from vidpipe.methods.base import VideoModel
 
+ORDERS = ("in_order", "reversed", "shuffled", "frozen")
+Average = Literal["softmax", "logits"]
+
 
 @dataclass
 class Predictions:
+    """Of N clips, C classes, V views."""
+
     ids: list[str]
     labels: Tensor
     """(N,) class indices."""
-    view_probabilities: Tensor
-    """(N, V, C): the softmax of each view."""
-
-    @property
-    def probabilities(self) -> Tensor:
-        """(N, C). Softmax first, then the mean over views: all three code bases do so."""
-        return self.view_probabilities.mean(1)
+    probabilities: Tensor
+    """(N, C), averaged over the views."""
+    view_predictions: Tensor
+    """(N, V): the class that each view alone would predict."""
+    orders: dict[str, Tensor] = field(default_factory=dict)
+    """Of the middle view: (N, C) for each name in `ORDERS`; empty where it was not asked for."""
 
     def view_top1(self) -> list[float]:
         """Accuracy of each view alone."""
-        correct = self.view_probabilities.argmax(2) == self.labels[:, None]
+        correct = self.view_predictions == self.labels[:, None]
         return [float(share) for share in correct.float().mean(0)]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Evaluator:
+    """A model with all that turns clips into predictions. A call is one batch."""
+
+    model: VideoModel
+    views: ViewSet
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+    average: Average = "softmax"
+    use_of_time: bool = True
+
+    @torch.no_grad()
+    def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Predictions of these clips of `views`: each entry has them as its leading dimension."""
+        self.model.eval()
+        batch = default_collate([self.views[i] for i in indices])
+        video = batch["video"].to(next(self.model.parameters()).device)
+        clips, count = video.shape[:2]
+        logits = self._logits(video.flatten(0, 1)).unflatten(0, (clips, count))
+        if self.average == "softmax":
+            probabilities = logits.softmax(-1).mean(1)
+        else:
+            probabilities = logits.mean(1).softmax(-1)
+        result: dict[str, Tensor] = {
+            "index": batch["index"],
+            "label": batch["label"],
+            "probabilities": probabilities,
+            "view_predictions": logits.argmax(-1),
+        }
+        if self.use_of_time:
+            crops = self.views.spatial_crops
+            middle = count // crops // 2 * crops + crops // 2
+            result["in_order"] = logits[:, middle].softmax(-1)
+            # One at a time: a batch of three times the size would need three times the memory.
+            for name, order in self._orders(video.shape[2], indices).items():
+                rows = torch.arange(clips)[:, None]
+                result[name] = self._logits(video[:, middle][rows, order]).softmax(-1)
+        return {name: tensor.cpu() for name, tensor in result.items()}
+
+    def _logits(self, video: Tensor) -> Tensor:
+        return self.model(to_input(video, *self.normalisation)).float()
+
+    def _orders(self, num_frames: int, indices: Sequence[int]) -> dict[str, Tensor]:
+        """(clips, T) frame positions of each other order; a clip's shuffle is f(its index) only."""
+        plain = torch.arange(num_frames)
+        return {
+            "reversed": plain.flip(0).expand(len(indices), -1),
+            "shuffled": torch.stack([shuffled(num_frames, i) for i in indices]),
+            "frozen": torch.full((len(indices), num_frames), num_frames // 2),
+        }
+
+
+def shuffled(num_frames: int, seed: int) -> Tensor:
+    """A permutation of 0..T-1, never the identity where there is another."""
+    plain = np.arange(num_frames)
+    order = plain
+    rng = np.random.default_rng([0, seed])
+    while num_frames > 1 and (order == plain).all():
+        order = rng.permutation(num_frames)
+    return torch.from_numpy(order)
+
+
+def batches(clips: int, batch_size: int) -> list[range]:
+    """Every index once, in order: no clip is repeated to fill the last batch."""
+    return [range(start, min(start + batch_size, clips)) for start in range(0, clips, batch_size)]
+
+
 def predict(
-    model: VideoModel,
-    views: ViewSet,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+    evaluator: Evaluator,
     batch_size: int,
+    apply: Callable[[list[range]], Iterable[dict[str, Tensor]]] | None = None,
     on_batch: Callable[[int], None] = lambda clips: None,
 ) -> Predictions:
-    """All clips of `views`, `batch_size` clips (each with all its views) at a time."""
-    model.eval()
-    device = next(model.parameters()).device
-    labels, probabilities = [], []
-    for batch in DataLoader(views, batch_size=batch_size):
-        video = batch["video"].to(device)
-        clips, count = video.shape[:2]
-        logits = model(to_input(video.flatten(0, 1), *normalisation))
-        probabilities.append(logits.float().softmax(-1).unflatten(0, (clips, count)).cpu())
-        labels.append(batch["label"])
-        on_batch(clips)
-    return Predictions(views.clips.ids, torch.cat(labels), torch.cat(probabilities))
+    """All clips of the evaluator's views, `batch_size` clips (each with all its views) at a time.
 
-
-def metrics(
-    predictions: Predictions, classes: Sequence[str], reversed_pairs: Sequence[Sequence[str]] = ()
-) -> dict[str, float]:
-    """top1, top5 and mean class accuracy as fractions; `in_pair_top1` where pairs are given:
-    the share of clips, of classes in a pair, that rank their own class above its reverse."""
-    p, y = predictions.probabilities, predictions.labels
-    n = len(classes)
-
-    def accuracy(average: str, top_k: int = 1) -> float:
-        return float(multiclass_accuracy(p, y, n, average=average, top_k=top_k))  # type: ignore[arg-type]
-
-    # Classes without a clip have no accuracy; torchmetrics would count them as 0.
-    per_class = torch.tensor([(p[y == c].argmax(1) == c).float().mean() for c in y.unique()])
-    result = {
-        "top1": accuracy("micro"),
-        "top5": accuracy("micro", min(5, n)),
-        "mean_class_accuracy": float(per_class.mean()),
-        "clips": float(len(y)),
-    }
-    partner = {}
-    for a, b in reversed_pairs:
-        partner[classes.index(a)], partner[classes.index(b)] = classes.index(b), classes.index(a)
-    paired = [i for i, c in enumerate(y.tolist()) if c in partner]
-    if paired:
-        own = p[paired, y[paired]]
-        reverse = p[paired, [partner[c] for c in y[paired].tolist()]]
-        result["in_pair_top1"] = float((own > reverse).float().mean())
-    return result
-
-
-def per_class_table(predictions: Predictions, classes: Sequence[str]) -> pd.DataFrame:
-    """Columns class, clips, top1, most_confused_with (empty where nothing was)."""
-    confusion = confusion_matrix(predictions, classes)
-    rows = []
-    for index, name in enumerate(classes):
-        counts = confusion[index].clone()
-        total, correct = int(counts.sum()), int(counts[index])
-        counts[index] = 0
-        worst = classes[int(counts.argmax())] if int(counts.sum()) else ""
-        rows.append((name, total, correct / total if total else None, worst))
-    return pd.DataFrame(rows, columns=["class", "clips", "top1", "most_confused_with"])
-
-
-def confusion_matrix(predictions: Predictions, classes: Sequence[str]) -> Tensor:
-    """(C, C) counts: row is the label, column the prediction."""
-    matrix: Tensor = multiclass_confusion_matrix(
-        predictions.probabilities.argmax(1), predictions.labels, len(classes)
+    `apply` maps the batches elsewhere (Ray's workers) and may give them back in any order. Raises
+    AssertionError should a clip be missing or come twice.
+    """
+    todo = batches(len(evaluator.views), batch_size)
+    parts = []
+    for part in map(evaluator, todo) if apply is None else apply(todo):
+        parts.append(part)
+        on_batch(len(part["index"]))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = whole["index"].argsort()
+    assert torch.equal(whole["index"][order], torch.arange(len(evaluator.views)))
+    found: dict[str, Any] = {name: tensor[order] for name, tensor in whole.items()}
+    return Predictions(
+        evaluator.views.clips.ids,
+        found["label"],
+        found["probabilities"],
+        found["view_predictions"],
+        {name: found[name] for name in ORDERS if name in found},
     )
-    return matrix

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from vidpipe.files import atomic_file
 
+# Okabe and Ito: told apart by colour-blind readers too; markers say it a second time.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*X"
+
 # No date and no version in the file: the same numbers give the same bytes.
 _METADATA = {"Software": None}
 
@@ -42,35 +46,16 @@ def plot_confusion(matrix: Tensor, classes: Sequence[str], title: str, path: Pat
     save(figure, path)
 
 
-def plot_accuracy_against_parameters(table: pd.DataFrame, path: Path) -> None:
-    """Top-1 against tunable parameters (without the head), one labelled point a method."""
-    figure = Figure(figsize=(7, 4.5))
+def plot_calibration(table: pd.DataFrame, title: str, path: Path) -> None:
+    """Accuracy of each bin of confidence (`metrics.calibration_table`); areas show the clips in it."""
+    figure = Figure(figsize=(4.5, 4.5))
     axes = figure.subplots()
-    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-    markers = "osD^vP*X"
-    for i, row in enumerate(table.to_dict("records")):
-        axes.scatter(
-            row["tunable_m"],
-            100 * row["top1"],
-            s=110,
-            color=colours[i % len(colours)],
-            marker=markers[i % len(markers)],
-            label=f"{row['method']} ({row['gflops']:.3g} GFLOPs)",
-            zorder=3,
-        )
-    # A linear probe has no tunable parameter but its head: zero must have a place on the axis, so
-    # methods that differ by orders of magnitude get an axis that is linear up to the smallest.
-    positive = table.tunable_m[table.tunable_m > 0]
-    if len(positive) and positive.max() > 30 * positive.min():
-        axes.set_xscale("symlog", linthresh=float(positive.min()))
-        axes.set_xlim(left=-0.3 * float(positive.min()))
-        axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_ylim(0, 104)
-    axes.grid(True, color="0.88", zorder=0)
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", zorder=1)
+    axes.text(0.04, 0.09, "perfectly calibrated", rotation=45, color="0.4")
+    area = 20 + 280 * table.clips / table.clips.max()
+    axes.scatter(table.confidence, table.accuracy, s=area, color=COLOURS[0], zorder=3, alpha=0.8)
     axes.set(
-        xlabel="tunable parameters without the head, millions (0: head only)",
-        ylabel="top-1, %",
-        title="Accuracy against tunable parameters",
+        xlabel="confidence", ylabel="accuracy", title=title, xlim=(0, 1.03), ylim=(-0.03, 1.05)
     )
-    axes.legend(loc="lower right", framealpha=1)
+    axes.grid(True, color="0.9")
     save(figure, path)

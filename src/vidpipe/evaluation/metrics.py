@@ -1,0 +1,165 @@
+"""Numbers of an evaluation, with the interval that another sample of clips would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
+
+from vidpipe.evaluation.evaluate import Predictions
+
+RESAMPLES = 1000
+ECE_BINS = 15
+Array = NDArray[np.float64]
+Statistic = Callable[[NDArray[np.int64]], float]
+
+
+def interval(statistic: Statistic, clips: int, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % percentile bootstrap over clips; `statistic` takes the indices of a sample (N,)."""
+    if clips < 2:
+        return float("nan"), float("nan")
+    # scipy.stats.bootstrap gives the same numbers; to import it takes two seconds of every stage.
+    rng = np.random.default_rng(0)
+    found = [statistic(rng.integers(0, clips, clips)) for _ in range(resamples)]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def correct(probabilities: Tensor, labels: Tensor, top_k: int = 1) -> Array:
+    """(N,) 1 where the label is among the `top_k` likeliest classes, else 0."""
+    top = probabilities.topk(min(top_k, probabilities.shape[1]), dim=1).indices
+    return (top == labels[:, None]).any(1).double().numpy()
+
+
+def mean_class_accuracy(hits: Array, labels: NDArray[np.int64]) -> float:
+    """Mean over the classes that have a clip."""
+    clips = np.bincount(labels)
+    right = np.bincount(labels, weights=hits)
+    return float((right[clips > 0] / clips[clips > 0]).mean())
+
+
+def metrics(
+    predictions: Predictions, classes: Sequence[str], reversed_pairs: Sequence[Sequence[str]] = ()
+) -> dict[str, float]:
+    """Fractions. `NAME_low` and `NAME_high` bound NAME with 95 % confidence (`interval`).
+
+    top1, top5, mean_class_accuracy; ece: expected calibration error (15 bins, l1); in_pair_top1 where
+    pairs are given: the share of clips, of classes in a pair, that rank their own class above its
+    reverse. Where the use of time was measured: top1 of the middle view with its frames in_order,
+    reversed, shuffled and frozen, and what each loses (`NAME_drop`).
+    """
+    p, y = predictions.probabilities, predictions.labels
+    labels = y.numpy()
+    result: dict[str, float] = {}
+
+    def add(name: str, statistic: Statistic) -> None:
+        result[name] = statistic(np.arange(len(labels)))
+        result[f"{name}_low"], result[f"{name}_high"] = interval(statistic, len(labels))
+
+    hits = correct(p, y)
+    add("top1", lambda i: float(hits[i].mean()))
+    hits5 = correct(p, y, 5)
+    add("top5", lambda i: float(hits5[i].mean()))
+    add("mean_class_accuracy", lambda i: mean_class_accuracy(hits[i], labels[i]))
+    result["ece"] = float(multiclass_calibration_error(p, y, len(classes), n_bins=ECE_BINS))
+    result["clips"] = float(len(y))
+    pairs = _pairs(classes, reversed_pairs)
+    if paired := [i for i, c in enumerate(labels.tolist()) if c in pairs]:
+        own = _above_reverse(p[paired], labels[paired], pairs)
+        result["in_pair_top1"] = float(own.mean())
+        low, high = interval(lambda i: float(own[i].mean()), len(own))
+        result["in_pair_top1_low"], result["in_pair_top1_high"] = low, high
+    in_order = None
+    for name, reordered in predictions.orders.items():
+        changed = correct(reordered, y)
+        result[f"{name}_top1"] = float(changed.mean())
+        if in_order is None:
+            in_order = changed
+        else:
+            lost = in_order - changed
+            add(f"{name}_drop", lambda i, lost=lost: float(lost[i].mean()))  # type: ignore[misc]
+        if paired:
+            own = _above_reverse(reordered[paired], labels[paired], pairs)
+            result[f"{name}_in_pair_top1"] = float(own.mean())
+    return result
+
+
+def _pairs(classes: Sequence[str], pairs: Sequence[Sequence[str]]) -> dict[int, int]:
+    index = {name: i for i, name in enumerate(classes)}
+    both = [(index[a], index[b]) for a, b in pairs]
+    return {**dict(both), **{b: a for a, b in both}}
+
+
+def _above_reverse(p: Tensor, labels: NDArray[np.int64], pairs: Mapping[int, int]) -> Array:
+    rows = np.arange(len(labels))
+    reverse = [pairs[c] for c in labels.tolist()]
+    table = p.double().numpy()
+    return (table[rows, labels] > table[rows, reverse]).astype(np.float64)
+
+
+def confusion_matrix(predictions: Predictions, classes: Sequence[str]) -> Tensor:
+    """(C, C) counts: row is the label, column the prediction."""
+    matrix: Tensor = multiclass_confusion_matrix(
+        predictions.probabilities.argmax(1), predictions.labels, len(classes)
+    )
+    return matrix
+
+
+def per_class_table(predictions: Predictions, classes: Sequence[str]) -> pd.DataFrame:
+    """Columns class, clips, top1, shuffled_drop (where measured: what the class loses without the
+    order of its frames), most_confused_with (empty where nothing was)."""
+    confusion = confusion_matrix(predictions, classes)
+    labels = predictions.labels
+    orders = {name: correct(p, labels) for name, p in predictions.orders.items()}
+    rows = []
+    for index, name in enumerate(classes):
+        counts = confusion[index].clone()
+        total, right = int(counts.sum()), int(counts[index])
+        counts[index] = 0
+        worst = classes[int(counts.argmax())] if int(counts.sum()) else ""
+        row = {"class": name, "clips": total, "top1": right / total if total else None}
+        if orders:
+            own = (labels == index).numpy()
+            lost = orders["in_order"][own] - orders["shuffled"][own]
+            row["shuffled_drop"] = float(lost.mean()) if total else None
+        rows.append({**row, "most_confused_with": worst})
+    return pd.DataFrame(rows)
+
+
+def predictions_table(predictions: Predictions, classes: Sequence[str]) -> pd.DataFrame:
+    """One row a clip: id, label, predicted, top5 (names, likeliest first), probabilities (in the
+    order of `classes`, (C,) fp32), and for each order of time the class predicted then."""
+    p = predictions.probabilities
+    names = np.array(classes, dtype=object)
+    top5 = p.topk(min(5, p.shape[1]), dim=1).indices.numpy()
+    table = {
+        "id": predictions.ids,
+        "label": names[predictions.labels.numpy()],
+        "predicted": names[top5[:, 0]],
+        "top5": [list(row) for row in names[top5]],
+        "probabilities": list(p.float().numpy()),
+    }
+    for name, reordered in predictions.orders.items():
+        table[f"{name}_predicted"] = names[reordered.argmax(1).numpy()]
+    return pd.DataFrame(table)
+
+
+def calibration_table(predictions: Predictions) -> pd.DataFrame:
+    """Columns confidence, accuracy, clips: one row for each of `ECE_BINS` bins that has a clip."""
+    confidence, predicted = predictions.probabilities.max(1)
+    hits = (predicted == predictions.labels).double().numpy()
+    own = confidence.double().numpy()
+    which = np.clip(np.ceil(own * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    rows = [
+        (float(own[which == b].mean()), float(hits[which == b].mean()), int((which == b).sum()))
+        for b in range(ECE_BINS)
+        if (which == b).any()
+    ]
+    return pd.DataFrame(rows, columns=["confidence", "accuracy", "clips"])
