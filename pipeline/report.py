@@ -20,9 +20,9 @@ from vidpipe.viz.comparison import (
     ORDER_NAMES,
     plot_accuracy_against_gflops,
     plot_accuracy_against_parameters,
-    plot_bars,
     plot_curves,
     plot_per_class,
+    plot_ratios,
     plot_use_of_time,
 )
 
@@ -156,7 +156,7 @@ def _write_html(table: pd.DataFrame, times: pd.DataFrame, workspace: Workspace) 
             # Not in the report's folder, which DVC tracks: a time differs on every run.
             path = Path(scratch) / "latency.png"
             title = "Latency of one clip over the plain image model's"
-            plot_bars(table, "latency_ratio", "times the plain image model", title, path)
+            plot_ratios(table, "latency_ratio", "times the plain image model", title, path)
             sections.append(Section("Latency").with_pictures(picture(path, title)))
     write_page(workspace.results / "report.html", "vidpipe: methods side by side", sections)
 

@@ -68,24 +68,12 @@ def plot_accuracy_against_gflops(table: pd.DataFrame, path: Path) -> None:
     axes = figure.subplots()
     most = max(float(table.tunable_m.max()), 1e-9)
     for i, row in enumerate(table.to_dict("records")):
-        axes.scatter(
-            row["gflops"],
-            100 * row["top1"],
-            s=60 + 1400 * row["tunable_m"] / most,
-            color=COLOURS[i % len(COLOURS)],
-            alpha=0.65,
-            edgecolors="black",
-            zorder=3,
-        )
-        axes.annotate(
-            f"{row['method']} ({row['tunable_m']:.3g} M)",
-            (row["gflops"], 100 * row["top1"]),
-            xytext=(0, -26 - 13 * (i % 3)),
-            textcoords="offset points",
-            ha="center",
-            arrowprops={"arrowstyle": "-", "color": "0.6"},
-            zorder=4,
-        )
+        style = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.65, "edgecolors": "black"}
+        size = 60 + 1400 * row["tunable_m"] / most
+        axes.scatter(row["gflops"], 100 * row["top1"], s=size, zorder=3, **style)
+        # The legend's own points are of one size: it tells colours, not areas.
+        label = f"{row['method']} ({row['tunable_m']:.3g} M)"
+        axes.scatter([], [], s=90, label=label, **style)
     axes.margins(x=0.2)
     axes.set_ylim(0, 110)
     axes.grid(True, color="0.88", zorder=0)
@@ -94,6 +82,7 @@ def plot_accuracy_against_gflops(table: pd.DataFrame, path: Path) -> None:
         ylabel="top-1, %",
         title="Accuracy against cost; area: tunable parameters",
     )
+    axes.legend(loc="lower right", framealpha=1)
     save(figure, path)
 
 
@@ -107,7 +96,7 @@ ORDER_NAMES = {
 
 def plot_use_of_time(table: pd.DataFrame, path: Path) -> None:
     """Top-1 of the middle view with its frames in each order: columns method and NAME_top1."""
-    figure = Figure(figsize=(7, 1.6 + 0.55 * len(table)))
+    figure = Figure(figsize=(7, 1.6 + 0.55 * len(table)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(table))
     values = {name: 100 * table[f"{name}_top1"].to_numpy(dtype=float) for name in ORDER_NAMES}
@@ -122,16 +111,17 @@ def plot_use_of_time(table: pd.DataFrame, path: Path) -> None:
     axes.set_xlim(-3, 103)
     axes.grid(True, axis="x", color="0.88", zorder=0)
     axes.set(xlabel="top-1 of the middle view, %", title="What is left without the order of time")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.75 / (1 + 0.35 * len(table))), ncols=4)
+    figure.legend(loc="outside lower center", ncols=4)
     save(figure, path)
 
 
-def plot_bars(table: pd.DataFrame, column: str, label: str, title: str, path: Path) -> None:
-    """One horizontal bar a method, with its number."""
+def plot_ratios(table: pd.DataFrame, column: str, label: str, title: str, path: Path) -> None:
+    """One horizontal bar a method, with its number and a line at 1."""
     known = table[table[column].notna()]
     figure = Figure(figsize=(7, 1.2 + 0.45 * len(known)))
     axes = figure.subplots()
     bars = axes.barh(known.method, known[column], color=COLOURS[0], zorder=3)
+    axes.axvline(1, color="black", linewidth=1, linestyle="--", zorder=4)
     axes.bar_label(bars, fmt="%.2f", padding=4)
     axes.invert_yaxis()
     axes.margins(x=0.12)
