@@ -59,7 +59,7 @@ def test_runs_are_shown_in_the_browser(project: Path, tmp_path: Path) -> None:
         _wait_for(port, server)
         driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
         driver.get(f"http://127.0.0.1:{port}/#/experiments/1/runs")
-        names = ["train-zeroi2v", "evaluate-aim", "export-st_adapter", "train-linear_probe"]
+        names = ["train-zeroi2v", "evaluate-zeroi2v", "export-linear_probe", "train-linear_probe"]
         WebDriverWait(driver, 90).until(
             lambda d: all(n in d.find_element(By.TAG_NAME, "body").text for n in names)
         )
