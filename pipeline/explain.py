@@ -74,6 +74,7 @@ def run(params: Params, method: str, workspace: Workspace, options: dict[str, An
     from vidpipe.config import config_hash
     from vidpipe.data.dataset import Clips, ViewSet
     from vidpipe.explain import explain_clip
+    from vidpipe.explain.attention import block_index
     from vidpipe.export.package import open_model
     from vidpipe.files import atomic_folder
     from vidpipe.viz.explain import plot_strip, write_animation
@@ -83,6 +84,7 @@ def run(params: Params, method: str, workspace: Workspace, options: dict[str, An
     if not model_folder.exists() and workspace.package(method).exists():
         model_folder = workspace.package(method)  # all that a deployed model has
     trained = open_model(model_folder, params.backbone.weights)
+    block_index(trained.model, options["block"])  # refuses before there is a run
     target = _class_index(trained.classes, "--target", options["target"])
     source = Clips(open_store(workspace, params), options["split"], trained.classes)
     chosen = _choose(source, options)

@@ -7,6 +7,7 @@ beneath are grey: no colour of theirs is taken for attention.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import matplotlib
@@ -58,9 +59,7 @@ def enlarged(frames: Tensor) -> Tensor:
 
 def caption(view: View) -> str:
     """In one line, without how many heads there are."""
-    return " ".join(
-        line for line in view.title.splitlines() if " of " not in line or "of frame" in line
-    )
+    return " ".join(re.sub(r"\n\d+ of \d+ heads$", "", view.title).split())
 
 
 def plot_strip(explanation: Explanation, title: str, path: Path) -> None:
@@ -83,8 +82,8 @@ def plot_strip(explanation: Explanation, title: str, path: Path) -> None:
     figure = Figure(figsize=(width, height))
     figure.text(0.01, 1 - 0.22 / height, title, va="center", fontsize=12, parse_math=False)
 
-    def label(text: str, middle: float) -> None:
-        place = ((margin - 0.12) / width, middle / height)
+    def label(text: str, middle: float, right: float = margin - 0.12) -> None:
+        place = (right / width, middle / height)
         figure.text(*place, text, ha="right", va="center", fontsize=9, parse_math=False)
 
     y = height - head
@@ -120,7 +119,9 @@ def plot_strip(explanation: Explanation, title: str, path: Path) -> None:
         axes.tick_params(labelsize=8, length=2)
         bar = ((margin + wide + 0.08) / width, y / height, 0.12 / width, tall / height)
         figure.colorbar(image, cax=figure.add_axes(bar)).ax.tick_params(labelsize=8)
-        label("class token over time:\nframe t (column) to\neach frame (row)    ", y + tall / 2)
+        label(
+            "class token over time\ncolumn: frame t\nrow: attends to", y + tall / 2, margin - 0.35
+        )
     save(figure, path)
 
 
