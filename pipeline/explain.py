@@ -102,13 +102,12 @@ def run(params: Params, method: str, workspace: Workspace, options: dict[str, An
                 frames = sample["video"][0]
                 found = explain_clip(trained, frames, options["block"], options["grad_cam"], target)
                 best = int(found.probabilities.argmax())
-                title = (
-                    f"{method}: {trained.classes[best]} ({float(found.probabilities[best]):.1%}), "
-                    f"label {trained.classes[sample['label']]}"
-                )
+                answer = f"{trained.classes[best]} ({float(found.probabilities[best]):.1%})"
+                titles = [f"{method}: {answer}", f"label {trained.classes[sample['label']]}"]
                 name = safe_name(id_)
-                plot_strip(found, f"{title}, clip {id_}", temporary / f"{name}.png")
-                write_animation(found, title, temporary / f"{name}.gif")
+                title = ", ".join([*titles, f"clip {id_}"])
+                plot_strip(found, title, temporary / f"{name}.png")
+                write_animation(found, "\n".join(titles), temporary / f"{name}.gif")
                 names += [f"{name}.png", f"{name}.gif"]
                 bar.advance(task)
         for name in names:

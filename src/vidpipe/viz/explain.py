@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import matplotlib
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vidpipe.explain.clip import Explanation, View
+from vidpipe.explain.clip import Explanation, Kind, View
 from vidpipe.files import atomic_file
 from vidpipe.viz.plots import save
 
@@ -63,7 +64,7 @@ def caption(view: View) -> str:
 
 
 def plot_strip(explanation: Explanation, title: str, path: Path) -> None:
-    """Columns are frames; rows the input, each view, and the class token's attention over time."""
+    """A PNG: columns are frames; rows the input, the views, and the class token over time."""
     frames, views = enlarged(explanation.frames), explanation.views
     count = len(frames)
     shown = np.unique(np.linspace(0, count - 1, min(count, COLUMNS)).round().astype(int)).tolist()
@@ -72,7 +73,9 @@ def plot_strip(explanation: Explanation, title: str, path: Path) -> None:
         low, high = limits(view.maps)
         unit = f"\n{round(100 * low, 1):g} to {round(100 * high, 1):g} %"
         beneath = frames[list(view.frames)]
-        text = view.title if view.kind == "grad_cam" else view.title + unit
+        if view.kind == "grad_cam":  # of gradients: no unit, but zero is zero
+            unit = "" if view.maps.any() else "\nnone anywhere"
+        text = view.title + unit
         rows.append((text, blend(beneath, view.maps), list(view.frames)))
     matrix = explanation.class_token_over_time
     cell, margin, gap, head = 1.25, 2.0, 0.06, 0.65  # inches
@@ -126,24 +129,35 @@ def plot_strip(explanation: Explanation, title: str, path: Path) -> None:
 
 
 def write_animation(explanation: Explanation, title: str, path: Path) -> None:
-    """A GIF, `SECONDS_PER_FRAME` a frame: the input and one panel a kind of view, side by side."""
-    kinds = ("spatial", "temporal", "clip", "grad_cam")
+    """A GIF, `SECONDS_PER_FRAME` a frame: the input and one panel a kind of view, side by side.
+
+    `title` may have several lines; what is too long for its place is cut.
+    """
+    kinds: tuple[Kind, ...] = get_args(Kind)
     views = [view for kind in kinds if (view := explanation.view(kind)) is not None]
     frames = enlarged(explanation.frames)
     panels = [frames, *(blend(frames, view.maps) for view in views)]
-    captions = ["", *(caption(view) for view in views)]
-    side, gap, head = frames.shape[-1], 6, 44
-    count = len(frames)
+    count, side, gap, line = len(frames), frames.shape[-1], 6, 18
+    titles = title.splitlines()
+    head = line * (len(titles) + 1) + 8
     font = ImageFont.load_default(size=13)
     pictures = []
     for t in range(count):
-        size = (len(panels) * (side + gap) - gap, head + side)
-        picture = Image.new("RGB", size, "white")
+        width = len(panels) * (side + gap) - gap
+        picture = Image.new("RGB", (width, head + side), "white")
         draw = ImageDraw.Draw(picture)
-        draw.text((4, 4), title, fill="black", font=font)
+
+        def write(text: str, x: int, row: int, space: int, draw: Any = draw) -> None:
+            while draw.textlength(text, font) > space:
+                text = text.removesuffix("…")[:-1] + "…"
+            draw.text((x + 4, 4 + line * row), text, fill="black", font=font)
+
+        for row, text in enumerate(titles):
+            write(text, 0, row, width - 8)
+        captions = [f"frame {t + 1} of {count}", *map(caption, views)]
         for i, (panel, text) in enumerate(zip(panels, captions, strict=True)):
             x = i * (side + gap)
-            draw.text((x + 4, 24), text or f"frame {t + 1} of {count}", fill="black", font=font)
+            write(text, x, len(titles), side - 4)
             picture.paste(Image.fromarray(panel[t].permute(1, 2, 0).numpy()), (x, head))
         pictures.append(picture)
     with atomic_file(path) as temporary:
