@@ -12,18 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import randomise, tiny_vit
+from conftest import PROJECT, randomise, tiny_vit
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from small_store import small_project
 from test_methods import every
 from test_swin import build as build_on_swin
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+from torchvision.transforms import v2 as transforms
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.explain import safe_name
 from vidpipe.backbones.ops import shift_frames
+from vidpipe.backbones.still import WEIGHTS
 from vidpipe.config import load_params
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
@@ -32,6 +35,7 @@ from vidpipe.explain.attention import AttentionMaps
 from vidpipe.explain.clip import Explanation, View
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
 from vidpipe.training.checkpoint import TrainedModel, new_model, save_adapter
+from vidpipe.video.rendered import render_clip
 from vidpipe.viz.explain import blend, enlarged, plot_strip, write_animation
 
 T, GRID, CLASSES, HEADS = 4, (3, 4), 5, 4
@@ -397,6 +401,31 @@ def test_the_brightest_place_is_the_patch_with_most_attention() -> None:
     assert flat.float().std() > 10  # a map without differences hides nothing
     assert enlarged(frames(48)).shape[-1] == 240
     assert torch.equal(enlarged(frames(224)), frames(224))
+
+
+def test_on_the_demo_the_class_token_looks_at_the_moving_object() -> None:
+    """Clips and backbone of the demo; untrained, so what the stills have taught it."""
+    params = load_params(PROJECT / "params.yaml", [{"backbone": {"weights": str(WEIGHTS)}}])
+    trained = new_model(params, "linear_probe", list(params.synth.classes))
+    trained.model.eval()
+    on_object, shares, areas = [], [], []
+    for index, name in enumerate(params.synth.classes):
+        rendered = torch.from_numpy(render_clip(params.synth, name, index))
+        chosen = rendered[torch.linspace(0, len(rendered) - 1, 8).long()].permute(0, 3, 1, 2)
+        video = transforms.CenterCrop(48)(transforms.Resize(48, antialias=True)(chosen))
+        view = explain_clip(trained, video).view("spatial")
+        assert view is not None
+        background = video.flatten(2).median(2).values[..., None, None].float()
+        differs = ((video - background).abs().amax(1) > 40).float()
+        covered = avg_pool2d(differs, 12).flatten(1) > 0.05  # of a patch, by the object
+        maps = view.maps.flatten(1)
+        on_object.append(covered.gather(1, maps.argmax(1, keepdim=True)).float().mean())
+        shares.append((maps * covered).sum() / maps.sum())
+        areas.append(covered.float().mean())
+    on_object, share, area = (float(torch.stack(x).mean()) for x in (on_object, shares, areas))
+    assert area < 0.45
+    assert share > 2 * area
+    assert on_object > 0.95
 
 
 @pytest.fixture(scope="module")
