@@ -71,7 +71,9 @@ def plot_strip(explanation: Explanation, title: str, path: Path) -> None:
     rows = [("input", frames, list(range(count)))]
     for view in views:
         low, high = limits(view.maps)
-        unit = f"\n{round(100 * low, 1):g} to {round(100 * high, 1):g} %"
+        # Two digits of the larger one: beside it, 1e-14 is zero.
+        ends = [float(f"{100 * x:.2g}") if x > high / 100 else 0 for x in (low, high)]
+        unit = f"\n{ends[0]:g} to {ends[1]:g} %"
         beneath = frames[list(view.frames)]
         if view.kind == "grad_cam":  # of gradients: no unit, but zero is zero
             unit = "" if view.maps.any() else "\nnone anywhere"
