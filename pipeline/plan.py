@@ -27,7 +27,7 @@ from vidpipe.profile import parameters, saved_by_block
 from vidpipe.training.checkpoint import TrainedModel, new_model
 from vidpipe.training.optim import autocast, make_optimizer, precision, set_lr
 from vidpipe.training.recompute import choose_recomputed
-from vidpipe.training.state import Checkpoints, Progress
+from vidpipe.training.state import Progress
 
 WARM_UP, TIMED = 1, 3
 
@@ -80,7 +80,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     where = f"{train.num_workers} Ray workers" if train.num_workers else "this process"
     return {
         "run": name,
-        "resumes": _resumes(workspace, method, identity),
+        "resumes": _resumes(params, workspace, method, identity),
         "device": f"{_device_name(device)}, {where}, {train.loader_workers} loader processes each",
         "data": f"{len(train_clips):,} clips to train, {len(val_clips):,} to validate",
         "batch": f"{batches.batch_size} clips a step: {workers} x {share * train.accumulate}{parts}",
@@ -198,8 +198,8 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
 
 
-def _resumes(workspace: Workspace, method: str, identity: str) -> str:
-    last = Checkpoints(workspace.ray / f"{method}-{identity}" / "checkpoints").last()
+def _resumes(params: Params, workspace: Workspace, method: str, identity: str) -> str:
+    last = workspace.checkpoints(params, f"{method}-{identity}").last()
     if last is not None:
         return f"yes: after step {Progress.read(last).step:,}, from {last}"
     card = workspace.adapter(method) / "config.json"

@@ -47,7 +47,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     costs = cost(trained.model, params.transform.size)
     identity = training_hash(params, method, workspace, trained.backbone.sha256)
     folder = workspace.ray / f"{method}-{identity}"
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = workspace.checkpoints(params, folder.name)
     gone = folder.with_name(f".{folder.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     with tracked_run(params.tracking, "train", method, identity) as tracked:
@@ -55,6 +55,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
         tracked.params({"classes": len(classes), "clips": len(store)})
         tracked.tags({"data.sha256": data_hash(workspace, params)})
         tracked.metrics({f"cost.{k}": v for k, v in vars(costs).items()})
+        checkpoints.fetch()
         if checkpoints.last() is None and (done := _published(workspace, method, identity)):
             console.print(
                 f"{method}: this very training is finished, nothing to do; to repeat it, remove "
@@ -66,6 +67,8 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
                 _train(params, method, workspace, classes, tracked, folder, checkpoints)
             last = _publish(trained, checkpoints, params, workspace, identity, costs, tracked)
     # Its state is of no more use, and another training of this name (`dvc repro -f`) is to be one.
+    if checkpoints.mirror is not None:
+        checkpoints.mirror.remove()
     folder.rename(gone)
     shutil.rmtree(gone)
     return last
@@ -91,6 +94,7 @@ def _train(
     }
     with StopRequest(folder / "stop") as request:
         cluster.train(worker, payload, params.train, folder)
+        checkpoints.fetch()  # rank 0 may have been on a node that shares no folder with us
         if not _finished(checkpoints):
             if request.number is None:
                 raise VidpipeError("training ended before its last epoch; see Ray's log above")
@@ -232,7 +236,7 @@ def worker(payload: dict[str, Any]) -> None:
         rank=cluster.rank(),
         world_size=cluster.world_size(),
         mixer=PairMixer.of(params.transform, params.train.seed),
-        checkpoints=Checkpoints(folder / "checkpoints"),
+        checkpoints=Workspace(folder.parents[1]).checkpoints(params, folder.name),
         stop=asked(folder / "stop"),
     )
     with ExitStack() as stack:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vidpipe.config import Params, config_hash
 from vidpipe.files import sha256
+from vidpipe.training.state import Checkpoints
 from vidpipe.video.store import FrameStore, manifest_sha256
 
 
@@ -22,6 +23,12 @@ class Workspace:
     @property
     def store(self) -> Path:
         return self.root / "data" / "store"
+
+    def checkpoints(self, params: Params, run: str) -> Checkpoints:
+        """Of the training `run` (METHOD-HASH), with their copy at `train.storage`."""
+        url = params.train.storage
+        mirror = f"{url.rstrip('/')}/{run}" if url else None
+        return Checkpoints(self.ray / run / "checkpoints", mirror)
 
     def adapter(self, method: str) -> Path:
         return self.root / "models" / method / "adapter"
@@ -69,7 +76,7 @@ def training_hash(params: Params, method: str, workspace: Workspace, weights_sha
         params.subset,
         params.sampling,
         params.transform,
-        params.train,
+        params.train.model_copy(update={"storage": None}),  # where a copy lies changes nothing
         data_hash(workspace, params),
         weights_sha256,
     )

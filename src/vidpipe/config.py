@@ -59,6 +59,9 @@ class TrainConfig(Section):
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; null: at the end of each epoch"
     )
+    storage: str | None = Field(
+        None, description="fsspec URL that keeps a copy of checkpoints, such as s3://bucket/runs"
+    )
     eval_every: int = Field(1, ge=1, description="epochs between validations")
     num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process")
     worker_restarts: int = Field(

@@ -112,9 +112,11 @@ class Trainer:
         if checkpoints is not None:
             if rank == 0:
                 checkpoints.clean()
+                checkpoints.fetch()
             last = checkpoints.last()
             name = from_first(last.name if last else None)
             if name is not None:
+                checkpoints.fetch(name)  # on a node that does not share rank 0's folder
                 self.resumed_from = checkpoints.folder / name
                 state = (model, self.optimizer, self.ema, self.scaler)
                 self.progress = restore(self.resumed_from, *state)

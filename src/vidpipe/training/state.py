@@ -32,6 +32,7 @@ from vidpipe.files import atomic_folder, read_json
 from vidpipe.methods.base import VideoModel
 from vidpipe.training.ema import Ema
 from vidpipe.training.metrics import EpochMetrics, EpochTiming
+from vidpipe.training.mirror import Mirror
 from vidpipe.training.optim import trained_parameters
 from vidpipe.weights import refuse_mismatch
 
@@ -73,10 +74,14 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one training, in one folder; the last and the best are kept."""
+    """The checkpoints of one training, in one folder; the last and the best are kept.
 
-    def __init__(self, folder: Path) -> None:
+    `mirror`: an fsspec URL that holds a copy of each, to go on from where the folder is lost.
+    """
+
+    def __init__(self, folder: Path, mirror: str | None = None) -> None:
         self.folder = folder
+        self.mirror = Mirror(mirror) if mirror else None
 
     def names(self) -> list[str]:
         if not self.folder.is_dir():
@@ -92,6 +97,22 @@ class Checkpoints:
         last = self.last()
         name = Progress.read(last).best if last else None
         return self.folder / name if name else None
+
+    def fetch(self, name: str | None = None) -> None:
+        """Have checkpoint `name` here, or the mirror's last one where that is newer than ours."""
+        if self.mirror is None:
+            return
+        if name is None:
+            names = [name for name in self.mirror.names() if NAME.fullmatch(name)]
+            last = self.last()
+            if not names or (last is not None and names[-1] <= last.name):
+                return
+            name = names[-1]
+        if not (self.folder / name).exists():
+            self.mirror.pull(name, self.folder)
+            best = Progress.read(self.folder / name).best
+            if best is not None and best != name and not (self.folder / best).exists():
+                self.mirror.pull(best, self.folder)
 
     def clean(self) -> None:
         """Remove what a kill left half-written; for the only process that writes here."""
@@ -136,6 +157,9 @@ class Checkpoints:
                         # Under its own name, a folder half removed would pass for a checkpoint.
                         gone = (self.folder / old).rename(self.folder / f".{old}.gone")
                         shutil.rmtree(gone)
+        if self.mirror is not None and not failed:
+            self.mirror.push(target)
+            self.mirror.keep({name, *([progress.best] if progress.best else [])})
         return target
 
     @contextmanager
