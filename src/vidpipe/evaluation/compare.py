@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vidpipe.errors import VidpipeError
-from vidpipe.evaluation.metrics import interval, mean_class_accuracy
+from vidpipe.evaluation.metrics import Array, interval, mean_class_accuracy
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,12 @@ def _paired(a: Evaluated, b: Evaluated) -> tuple[pd.DataFrame, pd.DataFrame]:
     return first, second
 
 
-def _top5(table: pd.DataFrame) -> np.ndarray:
-    return np.array([label in top for label, top in zip(table.label, table.top5)], dtype=float)
+def _top1(table: pd.DataFrame) -> Array:
+    return np.array([a == b for a, b in zip(table.label, table.predicted)], dtype=np.float64)
+
+
+def _top5(table: pd.DataFrame) -> Array:
+    return np.array([label in top for label, top in zip(table.label, table.top5)], dtype=np.float64)
 
 
 def difference(a: Evaluated, b: Evaluated) -> pd.DataFrame:
@@ -67,22 +71,22 @@ def difference(a: Evaluated, b: Evaluated) -> pd.DataFrame:
 
     first, second = _paired(a, b)
     index = {name: i for i, name in enumerate(a.classes)}
-    labels = np.array([index[label] for label in first.label])
+    labels = np.array([index[label] for label in first.label], dtype=np.int64)
     rows = []
-    hits = [(t.predicted == t.label).to_numpy(dtype=float) for t in (first, second)]
+    hits = [_top1(table) for table in (first, second)]
     for name, (x, y) in (("top1", hits), ("top5", (_top5(first), _top5(second)))):
         low, high = interval(lambda i, lost=y - x: float(lost[i].mean()), len(x))  # type: ignore[misc]
         won, lost = int((y > x).sum()), int((y < x).sum())
         p = binomtest(won, won + lost).pvalue if won + lost else 1.0
         rows.append((name, x.mean(), y.mean(), y.mean() - x.mean(), low, high, p))
-    x, y = (mean_class_accuracy(h, labels) for h in hits)
+    mean, other = (mean_class_accuracy(h, labels) for h in hits)
     low, high = interval(
         lambda i: (
             mean_class_accuracy(hits[1][i], labels[i]) - mean_class_accuracy(hits[0][i], labels[i])
         ),
         len(labels),
     )
-    rows.append(("mean_class_accuracy", x, y, y - x, low, high, float("nan")))
+    rows.append(("mean_class_accuracy", mean, other, other - mean, low, high, float("nan")))
     columns = ["metric", "a", "b", "difference", "low", "high", "p"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -118,8 +122,8 @@ def mean_of_splits(runs: Sequence[Evaluated]) -> pd.DataFrame:
             raise VidpipeError(f"{seen[ids]} and {run.name} were evaluated on the same clips")
         seen[ids] = run.name
         index = {name: i for i, name in enumerate(run.classes)}
-        hits = (run.table.predicted == run.table.label).to_numpy(dtype=float)
-        labels = run.table.label.map(index).to_numpy()
+        hits = _top1(run.table)
+        labels = np.array([index[label] for label in run.table.label], dtype=np.int64)
         rows.append(
             (run.name, hits.mean(), _top5(run.table).mean(), mean_class_accuracy(hits, labels))
         )

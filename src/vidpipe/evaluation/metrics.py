@@ -18,6 +18,7 @@ from vidpipe.evaluation.evaluate import Predictions
 RESAMPLES = 1000
 ECE_BINS = 15
 Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
 Statistic = Callable[[NDArray[np.int64]], float]
 
 
@@ -38,7 +39,7 @@ def correct(probabilities: Tensor, labels: Tensor, top_k: int = 1) -> Array:
     return (top == labels[:, None]).any(1).double().numpy()
 
 
-def mean_class_accuracy(hits: Array, labels: NDArray[np.int64]) -> float:
+def mean_class_accuracy(hits: Array, labels: Indices) -> float:
     """Mean over the classes that have a clip."""
     clips = np.bincount(labels)
     right = np.bincount(labels, weights=hits)

@@ -68,7 +68,11 @@ def plot_accuracy_against_gflops(table: pd.DataFrame, path: Path) -> None:
     axes = figure.subplots()
     most = max(float(table.tunable_m.max()), 1e-9)
     for i, row in enumerate(table.to_dict("records")):
-        style = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.65, "edgecolors": "black"}
+        style: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "alpha": 0.65,
+            "edgecolors": "black",
+        }
         size = 60 + 1400 * row["tunable_m"] / most
         axes.scatter(row["gflops"], 100 * row["top1"], s=size, zorder=3, **style)
         # The legend's own points are of one size: it tells colours, not areas.
