@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from conftest import randomise, tiny_vit
 from test_training import HALF, SIZE, Moving, T
@@ -265,6 +266,29 @@ def test_recomputed_dropout_is_the_same_dropout() -> None:
     assert not all(torch.equal(plain[key], expected[key]) for key in expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("st_adapter", {}), ("aim", {}), ("zeroi2v", {}), ("zeroi2v", {"adapter_dropout": 0.3})],
+)
+def test_adapters_that_run_again_give_the_same_gradients(name: str, options: dict) -> None:
+    plain = make(name, **options)
+    plain.again = lambda function, *inputs: function(*inputs)  # type: ignore[method-assign]
+    expected = first_gradients(plain)
+    found = first_gradients(make(name, **options))
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], atol=1e-7, rtol=1e-5)
+
+
+def test_what_a_block_of_vit_b_keeps() -> None:
+    """MiB at 8 frames of 224 pixels: attention 18.5 and GELU 18.5 of a frozen block, two norms 4.6 each,
+    and of the adapters only what cannot be had again at little cost."""
+    for name, limit in (("st_adapter", 46.3), ("zeroi2v", 70), ("aim", 81)):
+        vit = timm.create_model("vit_base_patch16_224", num_classes=0, depth=2)
+        model = METHODS[name](vit, 5, 8, METHODS[name].Config())
+        found = saved_by_block(model, 224, "cpu").blocks[1] / 2**20
+        assert limit - 3 < found < limit
+
+
 def test_recomputation_keeps_the_blocks_inputs_only() -> None:
     model = make("aim")
 
@@ -282,6 +306,16 @@ def test_recomputation_keeps_the_blocks_inputs_only() -> None:
             return tensor
 
         alive: list[torch.Tensor] = []
+
+        def again(function, *inputs: torch.Tensor):  # type: ignore[no-untyped-def]
+            # torch.utils.checkpoint holds its inputs itself, where no hook sees them.
+            held = recomputed == 0 or not torch.is_grad_enabled()
+            for tensor in inputs if held else ():
+                pack(tensor)
+            return own(function, *inputs)
+
+        own = type(model).again.__get__(model)
+        model.again = again  # type: ignore[method-assign]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             alive.append(model.train()(torch.zeros(1, 3, T, SIZE, SIZE)))
         return total

@@ -186,8 +186,15 @@ def saved_by_block(model: VideoModel, img_size: int, device: str = "meta") -> Sa
         within = depth
         return y
 
+    def again(function: Callable[..., Any], *inputs: Tensor) -> Any:
+        for tensor in inputs:
+            pack(tensor)
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, unpack):
+            return function(*inputs)
+
     unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
     meta.recomputed = 0
+    meta.again = again  # type: ignore[method-assign]
     meta.block = block  # type: ignore[method-assign]
     meta.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

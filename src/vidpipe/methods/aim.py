@@ -116,11 +116,15 @@ class AIM(VideoModel):
         if self.config.temporal:
             tokens = x.shape[1]
             t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
-            t = adapters.temporal(block.ls1(block.attn(t)))
+            t = self.again(adapters.temporal, block.ls1(block.attn(t)))
             x = x + adapters.drop_path(to_space(t, tokens))
-        x = x + adapters.spatial(block.ls1(block.attn(block.norm1(x))))
-        n = block.norm2(x)
-        y = x + block.ls2(block.mlp(n))
-        if self.config.joint:
-            y = y + adapters.drop_path(self.config.scale * adapters.mlp(n))
-        return cast(Tensor, y)
+        x = x + self.again(adapters.spatial, block.ls1(block.attn(block.norm1(x))))
+        if not self.config.joint:
+            return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
+
+        def adapted(x: Tensor) -> tuple[Tensor, Tensor]:
+            n = block.norm2(x)
+            return n, self.config.scale * adapters.mlp(n)
+
+        n, joint = self.again(adapted, x)
+        return cast(Tensor, x + block.ls2(block.mlp(n)) + adapters.drop_path(joint))

@@ -6,7 +6,8 @@ The forward here is a ViT's; `methods.swin` has that of a Swin.
 from __future__ import annotations
 
 import re
-from typing import ClassVar, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.models import VisionTransformer
@@ -107,6 +108,13 @@ class VideoModel(nn.Module):
         if index < self.recomputed and self.training and torch.is_grad_enabled():
             return checkpoint(self.block, index, through, x, num_frames, use_reentrant=False)
         return self.block(index, through, x, num_frames)
+
+    def again(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """`function(*inputs)`, of which the backward pass keeps the inputs only and runs it again: for
+        a norm or a bottleneck, whose tensors are large beside its arithmetic."""
+        if self.training and torch.is_grad_enabled():
+            return checkpoint(function, *inputs, use_reentrant=False)
+        return function(*inputs)
 
     def block_of(self, name: str) -> int | None:
         """The block that parameter `name` belongs to; -1: before the first; None: after the last.

@@ -90,7 +90,7 @@ class LoRA(STDHA):
         return self._update(index, "o", x, super().out(index, block, x))
 
     def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
-        mlp = cast(Any, block.mlp)
+        mlp, x = cast(Any, block.mlp), block.norm2(x)
         hidden = mlp.norm(mlp.act(self._update(index, "up", x, mlp.fc1(x))))
         return self._update(index, "down", hidden, mlp.fc2(hidden))
 

@@ -8,6 +8,7 @@ code, which reproduces the paper's parameter and GFLOPs tables with kernel 3x1x1
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -136,11 +137,15 @@ class STAdapter(VideoModel):
         return cast(Tensor, self.adapters[key](x, num_frames, self.vit.num_prefix_tokens, grid))
 
     def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        x = self._adapt(index, "before_attn", x, num_frames)
-        branch = block.ls1(block.attn(block.norm1(x)))
+        def adapted(position: Position, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self._adapt(index, position, x, num_frames)
+            return x, norm(x)
+
+        x, n = self.again(partial(adapted, "before_attn", block.norm1), x)
+        branch = block.ls1(block.attn(n))
         x = x + self._adapt(index, "after_attn", branch, num_frames)
-        x = self._adapt(index, "before_mlp", x, num_frames)
-        branch = block.ls2(block.mlp(block.norm2(x)))
+        x, n = self.again(partial(adapted, "before_mlp", block.norm2), x)
+        branch = block.ls2(block.mlp(n))
         return x + self._adapt(index, "after_mlp", branch, num_frames)
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:

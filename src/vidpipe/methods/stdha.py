@@ -78,7 +78,7 @@ class STDHA(VideoModel):
         return cast(Tensor, cast(Any, block.attn).proj(x))
 
     def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
-        return cast(Tensor, block.mlp(x))
+        return cast(Tensor, block.mlp(block.norm2(x)))
 
     # -- what is common ---------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class STDHA(VideoModel):
             q = shift_frames(q, num_frames, groups)
         heads = attend_heads(cast(Attention, block.attn), q, k, v)
         x = x + block.ls1(self.out(index, block, heads))
-        return x + block.ls2(self.mlp(index, block, block.norm2(x)))
+        return x + block.ls2(self.mlp(index, block, x))
 
     def key_offsets(self, index: int) -> Groups:
         # With `cls`, only what is attended to at the class token is another frame's.

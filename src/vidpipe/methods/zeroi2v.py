@@ -104,7 +104,7 @@ class ZeroI2V(STDHA):
 
     def _adapt(self, index: int, name: AdapterName, x: Tensor) -> Tensor:
         adapters = cast(nn.ModuleDict, self.adapters[index])
-        return cast(Tensor, adapters[name](x)) if name in adapters else x
+        return cast(Tensor, self.again(adapters[name], x)) if name in adapters else x
 
     def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = self._adapt(index, "attn_in", x)
@@ -122,8 +122,12 @@ class ZeroI2V(STDHA):
         return self._adapt(index, "attn_out", super().out(index, block, x))
 
     def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
-        hidden = super().mlp(index, block, self._adapt(index, "mlp_in", x))
-        return self._adapt(index, "mlp_out", hidden)
+        adapters = cast(nn.ModuleDict, self.adapters[index])
+        if "mlp_in" in adapters:
+            x = self.again(lambda x: adapters["mlp_in"](block.norm2(x)), x)
+        else:
+            x = block.norm2(x)
+        return self._adapt(index, "mlp_out", cast(Tensor, block.mlp(x)))
 
     @torch.no_grad()
     def merge(self) -> ZeroI2V:
