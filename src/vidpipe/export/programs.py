@@ -147,7 +147,7 @@ def _write_onnx(program: ExportedProgram, path: Path, card: Mapping[str, Any]) -
 
 def _quantise(trained: TrainedModel, path: Path, card: Mapping[str, Any]) -> None:
     """Weights of matrix products to int8, a scale a channel; activations as they come (dynamic)."""
-    _onnx_packages()
+    onnx = _onnx_packages()[0]
     from tempfile import TemporaryDirectory
 
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -155,8 +155,11 @@ def _quantise(trained: TrainedModel, path: Path, card: Mapping[str, Any]) -> Non
     with TemporaryDirectory() as scratch:
         whole = Path(scratch) / "model.onnx"
         _write_onnx(_traced(Classifier(trained)), whole, card)
+        model = onnx.load(whole)
+        # The quantiser turns Gemm around and trips over the shapes noted of it; it infers its own.
+        del model.graph.value_info[:]
         quantize_dynamic(
-            whole,
+            model,
             path,
             op_types_to_quantize=["MatMul", "Gemm"],
             per_channel=True,
@@ -190,7 +193,7 @@ def open_program(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Exporters talk about their own deprecations and steps; errors still come through."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "root", "")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "")]
     levels = [logger.level for logger in loggers]
     try:
         with warnings.catch_warnings():
