@@ -12,16 +12,15 @@ from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 
 # What has the same output in a merged model as in the trained one: in a block, what is added to the
-# residual stream (LayerScale, or the Identity in its place) and what reads it.
-SHARED = {
-    "norm_pre": "the embedding",
+# residual stream (LayerScale, or the Identity in its place) and what reads it; around the blocks, norms
+# and head.
+IN_BLOCK = {
     "norm1": "what its attention reads",
     "ls1": "its attention",
     "norm2": "what its MLP reads",
     "ls2": "its MLP",
-    "norm": "the final norm",
-    "head": "the head",
 }
+SHARED = {*IN_BLOCK, "norm_pre", "norm", "head"}
 PARTED = 1e-4
 """Relative difference that rounding alone does not make."""
 
@@ -144,10 +143,10 @@ def first_difference(trained: VideoModel, exported: VideoModel, clip: Tensor) ->
 
 def _where(model: VideoModel, name: str) -> str:
     index = model.block_of(f"{name}.")
-    part = SHARED.get(name.rpartition(".")[2])
-    block = f"block {index}" if index is not None and index >= 0 else None
-    told = ": ".join(text for text in (block, part) if text)
-    return f"{name} ({told})" if told else name
+    if index is None or index < 0:
+        return name
+    part = IN_BLOCK.get(name.rpartition(".")[2])
+    return f"{name} (block {index}: {part})" if part else f"{name} (block {index})"
 
 
 def _outputs(model: VideoModel, names: Sequence[str], clip: Tensor) -> list[tuple[str, Tensor]]:
