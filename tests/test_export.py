@@ -123,6 +123,17 @@ def test_torch_program_gives_the_trained_logits_for_any_batch(tmp_path: Path, na
     assert about["input"]["shape"] == ["batch", T, 3, 32, 32]
 
 
+def test_bf16_computes_in_bf16_and_answers_in_fp32(tmp_path: Path) -> None:
+    trained = tiny_model("zeroi2v")
+    path = write_program(tmp_path, exported(trained), "torch_export", "bf16", {})
+    program = open_program(path)
+    assert path.name == "model.bf16.pt2"
+    assert program(clips(trained)).dtype == torch.float32
+    parity = prove_program(logits(trained), program, clips(trained), None)
+    assert 1e-4 < parity.max_abs_difference < 0.3
+    assert trained.model.head.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", ["st_adapter", "aim", "zeroi2v"])
 def test_onnx_program_gives_the_trained_logits_for_any_batch(tmp_path: Path, name: str) -> None:
     onnx = pytest.importorskip("onnx")

@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_gro
 
 METHOD = "zeroi2v"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
-ALL = {"formats": ["torch_export", "onnx"], "precisions": ["bf16", "fp16", "int8"]}
+ALL = {"formats": ["torch_export", "onnx"], "precisions": ["fp16", "int8"]}
 # Random logits are close together: the loss of accuracy says nothing here, and is only counted.
 LENIENT = {"parity_clips": 3, "max_top1_loss": 1.0}
 
@@ -68,7 +68,6 @@ def test_every_file_is_proven_on_real_clips(project: Path) -> None:
     assert [(row["format"], row["dtype"]) for row in rows] == [
         ("safetensors", "fp32"),
         ("torch_export", "fp32"),
-        ("torch_export", "bf16"),
         ("torch_export", "fp16"),
         ("onnx", "fp32"),
         ("onnx", "fp16"),
@@ -183,7 +182,8 @@ def test_the_registered_model_is_served_from_its_own_requirements(
         clean_environment(tmp_path / "clean", model / "requirements.txt") as python,
         served(python, model, tmp_path / "serve.log") as address,
     ):
-        absent = subprocess.run([python, "-c", "import vidpipe"], capture_output=True, cwd=tmp_path)
+        command = [python, "-c", "import vidpipe"]
+        absent = subprocess.run(command, capture_output=True, env=bare_environment(), cwd=tmp_path)
         assert absent.returncode == 1  # the model brings its code
         request = urllib.request.Request(f"{address}/invocations", body, headers)
         answer = json.load(urllib.request.urlopen(request, timeout=120))
