@@ -121,8 +121,8 @@ def _write(
     for form, dtype in config.programs():
         path = write_program(folder, served, form, dtype, card)
         program = open_program(path, params.train.threads)
-        labels = {"format": form, "dtype": dtype, "file": path.name}
         allowed = tolerance if dtype == "fp32" else None
+        labels = {"form": form, "dtype": dtype, "file": path.name}
         parity = prove_program(expected, program, clips, allowed, **labels)
         if dtype != "fp32":
             if reference is None:

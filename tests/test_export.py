@@ -179,9 +179,7 @@ def test_a_program_that_differs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         VidpipeError, match=r"^export: model.pt2 \(torch_export, fp32\) differs .* by"
     ):
-        prove_program(
-            expected, replay(off), clips(trained), 1e-4, file="model.pt2", format="torch_export"
-        )
+        prove_program(expected, replay(off), clips(trained), 1e-4)
     not_finite = torch.full_like(expected, math.nan)
     with pytest.raises(VidpipeError, match=r"not finite; leave fp16 out of export\.precisions"):
         prove_program(expected, replay(not_finite), clips(trained), None, dtype="fp16")

@@ -72,18 +72,21 @@ def prove_program(
     program: Callable[[Tensor], Tensor],
     clips: Tensor,
     tolerance: float | None,
-    **labels: str,
+    *,
+    form: str = "torch_export",
+    dtype: str = "fp32",
+    file: str = "model.pt2",
 ) -> Parity:
     """Compare a program's logits with `expected` (N, C) on uint8 `clips` (N, T, 3, H, W).
 
-    It runs on batches of 1, 3, 1, 3, ...: its batch must be free. `labels`: format, dtype, file. Raises
-    VidpipeError beyond `tolerance`; with None, only where logits are not finite.
+    It runs on batches of 1, 3, 1, 3, ...: its batch must be free. Raises VidpipeError beyond
+    `tolerance`; with None, only where logits are not finite.
     """
     sizes: list[int] = []
     while sum(sizes) < len(clips):
         sizes.append(min(1 if len(sizes) % 2 == 0 else 3, len(clips) - sum(sizes)))
     logits = torch.cat([program(batch) for batch in clips.split(sizes)])
-    parity = Parity(len(clips), *_compare(expected, logits), tolerance, **labels)
+    parity = Parity(len(clips), *_compare(expected, logits), tolerance, form, dtype, file)
     what = f"{parity.file} ({parity.format}, {parity.dtype})"
     if tolerance is None:
         if not logits.isfinite().all():
