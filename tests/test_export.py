@@ -365,7 +365,7 @@ def test_the_card_says_what_is_known_and_what_is_not() -> None:
     parity = Parity(4, 1e-6, 1.0, 1e-4)
     lower = Parity(4, 0.1, 1.0, None, "torch_export", "bf16", "model.bf16.pt2", 0.9, 0.95, 20)
     facts = Facts(
-        training={"epoch": 3, "train": {"batch_size": 8}},
+        training={"epoch": 3, "train": {"batch_size": 8, "steps": None, "cache_mb": 9}},
         evaluation={"top1": 0.912, "top1_low": 0.85, "top1_high": 0.96, "top5": 1.0, "clips": 57.0},
         cost={"total": 2e6, "tunable": 1e6, "new_at_inference": 1e4, "gmacs": 1.5},
         clips={"train": 100, "val": 57},
@@ -386,11 +386,16 @@ def test_the_card_says_what_is_known_and_what_is_not() -> None:
         "It takes exactly 4 frames, in their order.",
     ):
         assert text in card, text
-    assert "blind to the order" not in card
+    for text in ("blind to the order", "steps", "cache_mb"):
+        assert text not in card, text
     facts = Facts(weights_licence="cc-by-nc-4.0")
     probe = tiny_model("linear_probe")
     card = model_card(probe, exported(probe).model, [parity], facts)
-    for text in ("blind to the order", "Not evaluated.", "timm lists `cc-by-nc-4.0` for `tiny`"):
+    for text in (
+        "blind to the order",
+        "Not evaluated.",
+        "`cc-by-nc-4.0`, by timm's entry for `tiny`",
+    ):
         assert text in card, text
 
 

@@ -33,6 +33,11 @@ class Facts:
     weights_licence: str | None = None
 
 
+OF_THE_MACHINE = {
+    *("cache_mb", "checkpoint_every", "cpus_per_worker", "eval_every", "loader_workers"),
+    *("max_bad_reads", "memory_gb_per_worker", "prefetch", "use_gpu", "worker_restarts"),
+}
+"""Settings of a training that say nothing of the model."""
 METRICS = {
     "top1": "top-1",
     "top5": "top-5",
@@ -79,7 +84,8 @@ def _cell(value: object) -> str:
 
 
 def _options(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{key}: {value}`" for key, value in sorted(values.items()))
+    told = {k: v for k, v in values.items() if v is not None and k not in OF_THE_MACHINE}
+    return ", ".join(f"`{key}: {value}`" for key, value in sorted(told.items()))
 
 
 def _overview(trained: TrainedModel, exported: VideoModel) -> list[tuple[str, str]]:
@@ -225,8 +231,8 @@ def _licences(trained: TrainedModel, licence: str | None) -> str:
     name = trained.backbone.config.name
     if licence:
         text = (
-            f"Weights of the backbone: timm lists `{licence}` for `{name}`. That holds for the weights "
-            "timm itself offers; for a file from elsewhere, check its source."
+            f"Weights of the backbone: `{licence}`, by timm's entry for `{name}`. That is of the "
+            "weights this entry names; for a file from elsewhere, check its source."
         )
     else:
         text = (
