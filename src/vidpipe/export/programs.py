@@ -137,11 +137,7 @@ def _write_onnx(program: ExportedProgram, path: Path, card: Mapping[str, Any]) -
         verbose=False,
     )
     assert converted is not None
-    model: Any = converted.model
-    for part in (model.graph, *model.functions.values()):
-        for node in part.all_nodes():
-            node.metadata_props.clear()
-    model.metadata_props[ONNX_METADATA] = json.dumps(card)
+    converted.model.metadata_props[ONNX_METADATA] = json.dumps(card)
     converted.save(path)
 
 
