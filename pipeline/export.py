@@ -2,84 +2,209 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.console import console
-from pipeline.tracking import tracked_run
+from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.workspace import Workspace, folder_hash, open_store
-from vidpipe.config import Params, config_hash
-from vidpipe.data.dataset import Clips, ViewSet, to_input
+from vidpipe.config import ExportConfig, Params, config_hash
+from vidpipe.data.dataset import Clips, ViewSet, to_input, view_loader
+from vidpipe.errors import VidpipeError
+from vidpipe.export.card import Facts, model_card, weights_licence
 from vidpipe.export.latency import latency_ratio
 from vidpipe.export.package import (
+    describe,
     inference_model,
     load_package,
     prove_parity,
     save_package,
 )
-from vidpipe.files import atomic_folder, read_json, write_json
+from vidpipe.export.parity import Parity, prove_program
+from vidpipe.export.programs import Classifier, open_program, require, write_program
+from vidpipe.files import atomic_folder, read_json, write_json, write_text
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.linear_probe import LinearProbeConfig
 from vidpipe.methods.registry import build_method
 from vidpipe.training.checkpoint import TrainedModel, load_adapter
+from vidpipe.video.store import FrameStore, read_manifest
 
 
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     """Merge where possible, prove, package, log and register. Nothing is published unproven."""
     torch.set_num_threads(params.train.threads)
-    trained = load_adapter(workspace.adapter(method), params.backbone.weights)
-    views = ViewSet(
-        Clips(open_store(workspace, params), "val", trained.classes),
-        trained.sampling,
-        trained.transform,
-    )
-    normalisation = (trained.backbone.mean, trained.backbone.std)
+    require(params.export.formats)
+    adapter = workspace.adapter(method)
+    trained = load_adapter(adapter, params.backbone.weights)
+    store = open_store(workspace, params)
+    refuse_other_classes(adapter, trained.classes, store)
+    views = ViewSet(Clips(store, "val", trained.classes), trained.sampling, trained.transform)
     count = min(params.export.parity_clips, len(views))
     # Spread over the split: it is sorted by path, so its first clips are all of one class.
     chosen = [round(i * (len(views) - 1) / max(1, count - 1)) for i in range(count)]
-    clips = [to_input(views[i]["video"], *normalisation)[:1] for i in chosen]
+    clips = torch.stack([views[i]["video"][0] for i in chosen])
 
-    identity = config_hash(params.export, folder_hash(workspace.adapter(method)))
+    identity = config_hash(params.export, folder_hash(adapter))
     with tracked_run(params.tracking, "export", method, identity) as tracked:
         tracked.params({"export": params.export.model_dump(mode="json"), "method": method})
-        exported = inference_model(trained.model)
-        tolerance = params.export.tolerance
-        parity = prove_parity(trained.model, exported, clips, tolerance)
         package = workspace.package(method)
         package.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".package.", dir=package.parent) as scratch:
             candidate = Path(scratch) / "package"
-            save_package(candidate, trained, exported, parity)
-            # What counts is the file that ships: read it back and prove that one too.
-            reloaded = load_package(candidate).model
-            prove_parity(trained.model, reloaded, clips, tolerance)
+            served, parities = _write(candidate, trained, clips, views, params)
+            facts = _facts(params, method, workspace, trained)
+            card = model_card(trained, served.model, parities, facts)
+            write_text(candidate / "MODEL_CARD.md", card)
             with atomic_folder(package) as folder:
                 for file in candidate.iterdir():
                     file.rename(folder / file.name)
-        ratio = latency_ratio(reloaded, _plain(trained), clips[0])
+        normalised = _normalised(trained, clips[:1])
+        ratio = latency_ratio(served.model, _plain(trained), normalised)
         timing = workspace.timing(method)
         speed = {"latency_ratio": ratio}
         write_json(timing, {**(read_json(timing) if timing.exists() else {}), **speed})
         numbers = {
-            "parity_max_abs_difference": parity.max_abs_difference,
-            "parity_top1_agreement": parity.top1_agreement,
+            "parity_max_abs_difference": parities[0].max_abs_difference,
+            "parity_top1_agreement": parities[0].top1_agreement,
         }
-        tracked.metrics({**numbers, **speed})
-        tracked.artifact(package / "parity.json")
-        example = np.stack([views[i]["video"][0].numpy() for i in (chosen * 2)[:2]])
-        version = tracked.model(
-            package, folder_hash(package), example, len(trained.classes), params.export, method
-        )
+        tracked.metrics({**numbers, **speed, **_by_file(parities)})
+        for name in ("parity.json", "MODEL_CARD.md"):
+            tracked.artifact(package / name)
+        version = _register(tracked, package, clips, trained, params.export, method)
     registered = f", registered as version {version}" if version else ""
     console.print(
-        f"{method}: max |d logit| {parity.max_abs_difference:.2g} on {parity.clips} clips, latency "
-        f"{ratio:.3f} x the plain backbone{registered}"
+        f"{method}: max |d logit| {parities[0].max_abs_difference:.2g} on {len(clips)} clips, "
+        f"latency {ratio:.3f} x the plain backbone{registered}"
     )
+    for parity in parities[1:]:
+        lost = "" if parity.top1 is None else f", top1 {parity.top1_fp32:.4g} -> {parity.top1:.4g}"
+        console.print(f"  {parity.file}: max |d logit| {parity.max_abs_difference:.2g}{lost}")
     return numbers
+
+
+def refuse_other_classes(adapter: Path, classes: list[str], store: FrameStore) -> None:
+    """A head whose outputs mean other classes than the data's would be proven and still be wrong."""
+    if tuple(classes) == store.classes:
+        return
+    pairs = zip([*classes, None], [*store.classes, None], strict=False)
+    first, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise VidpipeError(
+        f"{adapter}: trained for {len(classes)} classes, but {store.root} has {len(store.classes)}; "
+        f"class {first} is {ours!r} in the model and {theirs!r} in the store; name the store it was "
+        "trained on in data.store, or train again"
+    )
+
+
+def _write(
+    folder: Path, trained: TrainedModel, clips: Tensor, views: ViewSet, params: Params
+) -> tuple[TrainedModel, list[Parity]]:
+    """The package without its card, each file read back and proven; the model that was read back."""
+    config, tolerance = params.export, params.export.tolerance
+    exported = inference_model(trained.model)
+    normalised = [_normalised(trained, clip[None]) for clip in clips]
+    parity = prove_parity(trained.model, exported, normalised, tolerance)
+    save_package(folder, trained, exported, parity)
+    # What counts is the file that ships: read it back and prove that one too.
+    served = load_package(folder)
+    parities = [prove_parity(trained.model, served.model, normalised, tolerance)]
+    with torch.no_grad():
+        expected = torch.cat([trained.model(clip) for clip in normalised])
+    card = describe(trained, exported)
+    reference: float | None = None
+    for form, dtype in config.programs():
+        path = write_program(folder, served, form, dtype, card)
+        program = open_program(path, params.train.threads)
+        allowed = tolerance if dtype == "fp32" else None
+        labels = {"form": form, "dtype": dtype, "file": path.name}
+        parity = prove_program(expected, program, clips, allowed, **labels)
+        if dtype != "fp32":
+            if reference is None:
+                reference = _top1(Classifier(trained), views, config)
+            parity = _with_accuracy(parity, _top1(program, views, config), reference, views, config)
+        parities.append(parity)
+    write_json(folder / "parity.json", [vars(parity) for parity in parities])
+    return served, parities
+
+
+def _normalised(trained: TrainedModel, clips: Tensor) -> Tensor:
+    return to_input(clips, trained.backbone.mean, trained.backbone.std)
+
+
+def _accuracy_clips(views: ViewSet, config: ExportConfig) -> list[int]:
+    count = min(config.accuracy_clips or len(views), len(views))
+    return [i * len(views) // count for i in range(count)]
+
+
+@torch.no_grad()
+def _top1(program: Callable[[Tensor], Tensor], views: ViewSet, config: ExportConfig) -> float:
+    chosen = _accuracy_clips(views, config)
+    correct = 0
+    for batch in view_loader(torch.utils.data.Subset(views, chosen), 8):
+        correct += int((program(batch["video"][:, 0]).argmax(1) == batch["label"]).sum())
+    return correct / len(chosen)
+
+
+def _with_accuracy(
+    parity: Parity, top1: float, reference: float, views: ViewSet, config: ExportConfig
+) -> Parity:
+    if reference - top1 > config.max_top1_loss:
+        raise VidpipeError(
+            f"export: {parity.file} has top-1 {top1:.4f}, the trained model {reference:.4f}; "
+            f"export.max_top1_loss allows {config.max_top1_loss:g}; leave {parity.dtype} out of "
+            "export.precisions, or raise it"
+        )
+    clips = len(_accuracy_clips(views, config))
+    return replace(parity, top1=top1, top1_fp32=reference, accuracy_clips=clips)
+
+
+def _facts(params: Params, method: str, workspace: Workspace, trained: TrainedModel) -> Facts:
+    def known(path: Path) -> dict[str, Any]:
+        return dict(read_json(path)) if path.exists() else {}
+
+    root = params.data.store or workspace.store
+    rows = read_manifest(root, ("split", "status", "reason")).rows
+    usable, bad = rows[rows.status == "ok"], rows[rows.status != "ok"]
+    return Facts(
+        training=known(workspace.adapter(method) / "config.json").get("training", {}),
+        evaluation=known(workspace.result(method, "eval.json")),
+        cost=known(workspace.result(method, "train.json")).get("cost", {}),
+        clips={str(k): int(v) for k, v in usable.split.value_counts().sort_index().items()},
+        quarantined={str(k): int(v) for k, v in bad.reason.value_counts().sort_index().items()},
+        weights_licence=weights_licence(trained),
+    )
+
+
+def _by_file(parities: list[Parity]) -> dict[str, float]:
+    found = {}
+    for parity in parities:
+        name = f"{parity.format}.{parity.dtype}"
+        found[f"parity.{name}.max_abs_difference"] = parity.max_abs_difference
+        found[f"parity.{name}.top1_agreement"] = parity.top1_agreement
+        if parity.top1 is not None:
+            found[f"parity.{name}.top1"] = parity.top1
+    return found
+
+
+def _register(
+    tracked: TrackedRun,
+    package: Path,
+    clips: Tensor,
+    trained: TrainedModel,
+    config: ExportConfig,
+    method: str,
+) -> str | None:
+    example = clips.repeat(2, 1, 1, 1, 1)[:2].numpy().astype(np.uint8)
+    extra = ["open_clip_torch"] if trained.backbone.config.source == "open_clip" else []
+    return tracked.model(
+        package, folder_hash(package), example, len(trained.classes), config, method, extra
+    )
 
 
 def _plain(trained: TrainedModel) -> VideoModel:

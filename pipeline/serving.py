@@ -13,21 +13,19 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from vidpipe.data.dataset import to_input
 from vidpipe.export.package import load_package
+from vidpipe.export.programs import Classifier
 
 
 class VideoClassifier(PythonModel):  # type: ignore[misc]
     # No type hints on `predict`: MLflow would take them for a schema; the signature has one.
     def load_context(self, context: Any) -> None:
-        self.served = load_package(Path(context.artifacts["package"]))
+        self.classifier = Classifier(load_package(Path(context.artifacts["package"])))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        video = torch.from_numpy(np.asarray(model_input))
-        backbone = self.served.backbone
+        clips = torch.from_numpy(np.asarray(model_input))
         with torch.inference_mode():
-            logits = self.served.model(to_input(video, backbone.mean, backbone.std))
-        return logits.softmax(-1).numpy()
+            return self.classifier(clips).softmax(-1).numpy()
 
 
 set_model(VideoClassifier())

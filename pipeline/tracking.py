@@ -11,7 +11,7 @@ import platform
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,7 @@ class TrackedRun:
         classes: int,
         export: ExportConfig,
         method: str,
+        extra_requirements: Sequence[str] = (),
     ) -> str | None:
         """Log the model package as an MLflow model (code and safetensors, no pickle) and register it.
 
@@ -134,7 +135,7 @@ class TrackedRun:
                     outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
                 ),
                 input_example=example,
-                pip_requirements=_requirements(),
+                pip_requirements=_requirements(extra_requirements),
                 registered_model_name=name,
             )
         # `start_run` as a context marks the run finished; its owner is still at work.
@@ -224,14 +225,13 @@ def environment() -> dict[str, str]:
     return facts
 
 
-def _requirements() -> list[str]:
-    """What serving the model needs, pinned to what it was exported with."""
+def _requirements(extra: Sequence[str] = ()) -> list[str]:
+    """What serving the model imports, pinned to what it was exported with. torchvision is timm's, and
+    has to fit torch."""
     from importlib.metadata import version
 
-    names = ("torch", "torchvision", "timm", "safetensors", "pydantic", "numpy", "pandas")
-    more = ("pyarrow", "pyyaml", "mlflow")
-    pins = [f"{name}=={version(name).split('+')[0]}" for name in (*names, *more)]
-    return pins
+    names = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "timm", "torch", "torchvision")
+    return [f"{name}=={version(name).split('+')[0]}" for name in (*names, *extra)]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,26 +1,26 @@
 """Model package: the deployable model, and the proof that it is the one that was trained.
 
 `model.safetensors`: every tensor of the inference model. `config.json`: how to rebuild it, with
-preprocessing and class names. `parity.json`: the proof. Version 1.
+preprocessing and class names. `parity.json`: the proof, one row a file. `model*.pt2`, `model*.onnx`:
+programs (`programs.py`). `MODEL_CARD.md`: for people. Version 1. Reading one needs torch, timm (with
+what it needs itself) and pydantic.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, architecture
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
+from vidpipe.export.parity import Parity, prove_parity
 from vidpipe.files import atomic_folder, read_json, write_json
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.registry import METHODS, build_method
@@ -28,18 +28,16 @@ from vidpipe.training.checkpoint import FORMAT as ADAPTER_FORMAT
 from vidpipe.training.checkpoint import TrainedModel, load_adapter
 from vidpipe.weights import refuse_mismatch
 
+__all__ = [
+    "Parity",
+    "describe",
+    "inference_model",
+    "load_package",
+    "open_model",
+    "prove_parity",
+    "save_package",
+]
 FORMAT, VERSION = "vidpipe-model", 1
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Exported against trained model on the same clips, fp32."""
-
-    clips: int
-    max_abs_difference: float
-    """Of logits."""
-    top1_agreement: float
-    tolerance: float
 
 
 def inference_model(model: VideoModel) -> VideoModel:
@@ -48,50 +46,40 @@ def inference_model(model: VideoModel) -> VideoModel:
     return merged.eval()
 
 
-@torch.no_grad()
-def prove_parity(
-    trained: VideoModel, exported: VideoModel, clips: Sequence[Tensor], tolerance: float
-) -> Parity:
-    """Compare logits on `clips` (each (1, 3, T, H, W), normalised).
+def describe(trained: TrainedModel, exported: VideoModel) -> dict[str, Any]:
+    """config.json: how to rebuild the model, and what a caller must know."""
+    size = trained.transform.size
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "vidpipe": __version__,
+        "method": exported.name,
+        "method_config": exported.config.model_dump(mode="json"),
+        "merged": trained.model.not_mergeable is None,
+        "backbone": trained.backbone.card(),
+        "sampling": trained.sampling.model_dump(mode="json"),
+        "transform": trained.transform.model_dump(mode="json"),
+        "classes": trained.classes,
+        # Of the programs and of the served model; `load_package` gives the model behind normalisation.
+        "input": {
+            "name": "clips",
+            "dtype": "uint8",
+            "shape": ["batch", trained.sampling.num_frames, 3, size, size],
+            "meaning": "RGB frames, short side resized to the size and cropped; not normalised",
+        },
+        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
+    }
 
-    Raises VidpipeError beyond `tolerance`: a merge with a wrong scale costs accuracy silently.
-    """
-    difference, agreed = 0.0, 0
-    for clip in clips:
-        a, b = trained.eval()(clip), exported.eval()(clip)
-        difference = max(difference, float((a - b).abs().max()))
-        agreed += int(a.argmax() == b.argmax())
-    parity = Parity(len(clips), difference, agreed / len(clips), tolerance)
-    # `not <=` so that NaN fails too
-    if not difference <= tolerance or agreed < len(clips):
-        raise VidpipeError(
-            f"export: the exported {trained.name} model differs from the trained one by "
-            f"{difference:.3g} in its logits (export.tolerance {tolerance:g}), top-1 agrees on "
-            f"{agreed} of {len(clips)} clips; nothing was exported"
-        )
-    return parity
 
-
-def save_package(folder: Path, trained: TrainedModel, exported: VideoModel, parity: Parity) -> None:
+def save_package(
+    folder: Path, trained: TrainedModel, exported: VideoModel, *parities: Parity
+) -> None:
+    """Write model, description and proof to `folder` as a whole."""
     state = {name: tensor.cpu().contiguous() for name, tensor in exported.state_dict().items()}
     with atomic_folder(folder) as temporary:
         save_file(state, temporary / "model.safetensors")
-        write_json(temporary / "parity.json", vars(parity))
-        write_json(
-            temporary / "config.json",
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "vidpipe": __version__,
-                "method": exported.name,
-                "method_config": exported.config.model_dump(mode="json"),
-                "merged": trained.model.not_mergeable is None,
-                "backbone": trained.backbone.card(),
-                "sampling": trained.sampling.model_dump(mode="json"),
-                "transform": trained.transform.model_dump(mode="json"),
-                "classes": trained.classes,
-            },
-        )
+        write_json(temporary / "parity.json", [vars(parity) for parity in parities])
+        write_json(temporary / "config.json", describe(trained, exported))
 
 
 def load_package(folder: Path) -> TrainedModel:

@@ -210,7 +210,7 @@ class EVL(VideoModel):
     def forward(self, video: Tensor) -> Tensor:
         num_frames, prefix = video.shape[2], self.vit.num_prefix_tokens
         # A copy: without autograd, torch's FLOP counter stumbles over a view of a parameter.
-        q = self.class_token.repeat(len(video), 1, 1)
+        q = self.class_token.repeat(video.shape[0], 1, 1)
         # Block by block, so that in evaluation the features of one block are held at a time.
         for layer, features in zip(self.decoder, self.features(video), strict=True):
             q = layer(q, features, num_frames, prefix)

@@ -67,7 +67,7 @@ class TemporalHead(nn.Module):
         self.fc = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x = torch.cat([self.cls_token.expand(len(x_BTD), -1, -1), x_BTD], dim=1)
+        x = torch.cat([self.cls_token.expand(x_BTD.shape[0], -1, -1), x_BTD], dim=1)
         return torch.tanh(self.fc(self.norm(self.block(x))[:, 0]))
 
 

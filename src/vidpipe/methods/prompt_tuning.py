@@ -49,6 +49,6 @@ class PromptTuning(VideoModel):
             self.vit.num_prefix_tokens,
             self.vit.num_prefix_tokens + self.config.num_tokens,
         )
-        prompts = self.prompts[index].to(x.dtype).expand(len(x), -1, -1)
+        prompts = self.prompts[index].to(x.dtype).expand(x.shape[0], -1, -1)
         x = block(torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1))
         return torch.cat([x[:, :prefix], x[:, end:]], dim=1)

@@ -1,0 +1,202 @@
+"""Models as programs that run without vidpipe: `torch.export` (needs torch alone) and ONNX.
+
+Each takes uint8 RGB clips (N, T, 3, S, S), any N, and gives fp32 logits (N, C): normalisation is
+inside. What else a caller must know (class names, sampling, size) is JSON in the file: the extra file
+`vidpipe.json` of a .pt2, the metadata property `vidpipe` of an ONNX model. Neither holds a path or a
+time, so equal models give equal bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from vidpipe.errors import VidpipeError
+from vidpipe.training.checkpoint import TrainedModel
+
+METADATA = "vidpipe.json"
+ONNX_METADATA = "vidpipe"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+OPSET = 23
+"""The newest that torch's exporter writes."""
+
+
+class Classifier(nn.Module):
+    """(N, T, 3, S, S) uint8 -> (N, C) fp32 logits; in between it computes in `dtype`."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, trained: TrainedModel, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        model = trained.model.eval()
+        # A copy only where it is needed: `to` changes the module itself.
+        self.model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        self.dtype = dtype
+        for name, values in (("offset", trained.backbone.mean), ("scale", trained.backbone.std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1, 1) * 255, False)
+        self.eval()
+
+    def forward(self, clips: Tensor) -> Tensor:
+        x = (clips.transpose(-4, -3).float() - self.offset) / self.scale
+        logits: Tensor = self.model(x.to(self.dtype))
+        return logits.float()
+
+
+def program_name(form: str, dtype: str) -> str:
+    suffix = {"torch_export": "pt2", "onnx": "onnx"}[form]
+    return f"model.{suffix}" if dtype == "fp32" else f"model.{dtype}.{suffix}"
+
+
+def require(formats: tuple[str, ...]) -> None:
+    """Refuse, before any work, a format whose packages are not installed."""
+    if "onnx" in formats:
+        _onnx_packages()
+
+
+def _onnx_packages() -> Any:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise VidpipeError(
+            f"export.formats: onnx needs {error.name}, which is not installed; "
+            "pip install 'vidpipe[onnx]'"
+        ) from None
+    return onnx, onnxruntime
+
+
+def write_program(
+    folder: Path, trained: TrainedModel, form: str, dtype: str, card: Mapping[str, Any]
+) -> Path:
+    """Write `trained` (eval mode) as one file in `folder`. `card`: what travels inside.
+
+    Raises VidpipeError where torch cannot express the model in that format.
+    """
+    path = folder / program_name(form, dtype)
+    try:
+        with _quiet():
+            if form == "torch_export":
+                program = _traced(Classifier(trained, DTYPES[dtype]))
+                torch.export.save(program, path, extra_files={METADATA: json.dumps(card)})
+            elif dtype == "int8":
+                _quantise(trained, path, card)
+            else:
+                _write_onnx(_traced(Classifier(trained, DTYPES[dtype])), path, card)
+    except VidpipeError:
+        raise
+    except Exception as error:  # tracing and conversion raise many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise VidpipeError(
+            f"export.formats: {trained.model.name} cannot be written as {form} in {dtype} ({reason}); "
+            f"leave {form} out"
+        ) from error
+    return path
+
+
+def _traced(classifier: Classifier) -> ExportedProgram:
+    """The graph for any number of clips. Without what only a debugger reads: paths of this machine."""
+    model = classifier.model
+    size = _size(classifier)
+    example = torch.zeros(2, model.num_frames, 3, size, size, dtype=torch.uint8)
+    with torch.no_grad():
+        program = torch.export.export(
+            classifier, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
+        )
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+def _size(classifier: Classifier) -> int:
+    patches: Any = classifier.model.vit.patch_embed
+    return int(patches.img_size[0])
+
+
+def _write_onnx(program: ExportedProgram, path: Path, card: Mapping[str, Any]) -> None:
+    _onnx_packages()
+    converted = torch.onnx.export(
+        program,
+        input_names=["clips"],
+        output_names=["logits"],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    assert converted is not None
+    converted.model.metadata_props[ONNX_METADATA] = json.dumps(card)
+    converted.save(path)
+
+
+def _quantise(trained: TrainedModel, path: Path, card: Mapping[str, Any]) -> None:
+    """Weights of matrix products to int8, a scale a channel; activations as they come (dynamic)."""
+    onnx = _onnx_packages()[0]
+    from tempfile import TemporaryDirectory
+
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with TemporaryDirectory() as scratch:
+        whole = Path(scratch) / "model.onnx"
+        _write_onnx(_traced(Classifier(trained)), whole, card)
+        model = onnx.load(whole)
+        # The quantiser turns Gemm around and trips over the shapes noted of it; it infers its own.
+        del model.graph.value_info[:]
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+
+
+def open_program(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
+    """A written program as a function of uint8 clips (N, T, 3, S, S); on the CPU. `threads` is for
+    onnxruntime; torch has its own setting.
+
+    Raises VidpipeError for a file that is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise VidpipeError(f"{path}: no such file")
+    try:
+        if path.suffix == ".pt2":
+            return torch.export.load(path).module()
+        onnxruntime = _onnx_packages()[1]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except VidpipeError:
+        raise
+    except Exception as error:  # each raises kinds of its own for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise VidpipeError(f"{path}: not a readable program ({reason}); export again") from None
+    return lambda clips: torch.from_numpy(session.run(None, {"clips": clips.numpy()})[0])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters talk about their own deprecations and steps; errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,197 @@
+"""The export stage on real clips in every format; its MLflow model served from a clean environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_store import small_project
+
+from pipeline import export
+from pipeline.workspace import Workspace
+from vidpipe.config import Params, deep_merge, load_params
+from vidpipe.export.package import load_package
+from vidpipe.export.programs import Classifier
+from vidpipe.training.checkpoint import new_model, save_adapter
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("serving")]
+
+METHOD = "zeroi2v"
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+ALL = {"formats": ["torch_export", "onnx"], "precisions": ["fp16", "int8"]}
+# Random logits are close together: the loss of accuracy says nothing here, and is only counted.
+LENIENT = {"parity_clips": 3, "max_top1_loss": 1.0}
+
+
+def read_params(root: Path) -> Params:
+    return load_params(root / "params.yaml", [deep_merge({"export": ALL}, {"export": LENIENT})])
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with clips and an exported model; the current one, since MLflow writes beside it."""
+    pytest.importorskip("onnxruntime")
+    root = tmp_path_factory.mktemp("serving")
+    here = Path.cwd()
+    small_project(root)
+    os.chdir(root)
+    try:
+        params, workspace = read_params(root), Workspace(root)
+        torch.manual_seed(0)
+        trained = new_model(params, METHOD, ["a", "b"])
+        for tensor in trained.model.adapter_state().values():
+            tensor += 0.05 * torch.randn_like(tensor)
+        save_adapter(workspace.adapter(METHOD), trained, {"epoch": 1})
+        export.run(params, METHOD, workspace)
+        yield root
+    finally:
+        os.chdir(here)
+
+
+def test_every_file_is_proven_on_real_clips(project: Path) -> None:
+    package = Workspace(project).package(METHOD)
+    rows = json.loads((package / "parity.json").read_text())
+    assert [(row["format"], row["dtype"]) for row in rows] == [
+        ("safetensors", "fp32"),
+        ("torch_export", "fp32"),
+        ("torch_export", "fp16"),
+        ("onnx", "fp32"),
+        ("onnx", "fp16"),
+        ("onnx", "int8"),
+    ]
+    for row in rows:
+        assert (package / row["file"]).is_file()
+        if row["dtype"] == "fp32":
+            assert row["max_abs_difference"] <= row["tolerance"] == 1e-4
+            assert row["top1_agreement"] == 1
+        else:
+            assert 1e-6 < row["max_abs_difference"] < 0.5  # another arithmetic, the same model
+            assert row["accuracy_clips"] == 3
+            assert abs(row["top1"] - row["top1_fp32"]) <= 1
+    sizes = {row["file"]: (package / row["file"]).stat().st_size for row in rows}
+    assert sizes["model.int8.onnx"] < 0.5 * sizes["model.onnx"]
+    card = (package / "MODEL_CARD.md").read_text()
+    assert "| `model.int8.onnx` | onnx | int8 |" in card
+    assert "Clips: 7 train, 3 val." in card
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def bare_environment() -> dict[str, str]:
+    """Without what would let this environment's packages in."""
+    return {
+        k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "MLFLOW", "VIRTUAL"))
+    }
+
+
+@contextmanager
+def clean_environment(folder: Path, requirements: Path) -> Iterator[Path]:
+    """The python of a new virtual environment of `requirements` alone. Six GB: always deleted."""
+    beside = str(Path(sys.executable).parent)
+    uv = shutil.which("uv", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
+    if uv is None:
+        pytest.skip("uv is neither beside python nor on the PATH; `make setup` installs it")
+    try:
+        subprocess.run([uv, "venv", "-q", "--python", sys.executable, folder], check=True)
+        python = folder / "bin" / "python"
+        done = subprocess.run(
+            [uv, "pip", "install", "-q", "--python", python, "-r", requirements],
+            capture_output=True,
+            text=True,
+            env=bare_environment(),
+        )
+        unreachable = ("dns error", "Could not connect", "error sending request", "timed out")
+        if done.returncode and any(sign in done.stderr for sign in unreachable):
+            pytest.skip(f"no package index: {done.stderr.splitlines()[0]}")
+        assert done.returncode == 0, done.stderr[-2000:]
+        yield python
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def served(python: Path, model: Path, log: Path) -> Iterator[str]:
+    """The address that `mlflow models serve` of that environment answers at."""
+    port = free_port()
+    command = [python, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "-m", str(model), "-p", str(port), "-h", "127.0.0.1"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=bare_environment() | {"PATH": path, **QUIET},
+            cwd=model,
+            start_new_session=True,
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(240):
+                assert process.poll() is None, log.read_text()[-3000:]
+                try:
+                    urllib.request.urlopen(f"{address}/ping", timeout=5)
+                    break
+                except (urllib.error.URLError, OSError):
+                    time.sleep(0.5)
+            else:
+                pytest.fail(f"no answer in two minutes: {log.read_text()[-3000:]}")
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_the_registered_model_is_served_from_its_own_requirements(
+    project: Path, tmp_path: Path
+) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    (tmp_path / "model").mkdir()
+    model = Path(
+        mlflow.artifacts.download_artifacts(
+            artifact_uri=f"models:/vidpipe-{METHOD}@current", dst_path=str(tmp_path / "model")
+        )
+    )
+    assert not list(model.rglob("*.pkl"))
+    clips = np.random.default_rng(0).integers(0, 256, (3, 4, 3, 48, 48), dtype=np.uint8)
+    package = load_package(Workspace(project).package(METHOD))
+    with torch.no_grad():
+        expected = Classifier(package)(torch.from_numpy(clips)).softmax(-1).numpy()
+    body = json.dumps({"inputs": clips.tolist()}).encode()
+    headers = {"Content-Type": "application/json"}
+    with (
+        clean_environment(tmp_path / "clean", model / "requirements.txt") as python,
+        served(python, model, tmp_path / "serve.log") as address,
+    ):
+        command = [python, "-c", "import vidpipe"]
+        absent = subprocess.run(command, capture_output=True, env=bare_environment(), cwd=tmp_path)
+        assert absent.returncode == 1  # the model brings its code
+        request = urllib.request.Request(f"{address}/invocations", body, headers)
+        answer = json.load(urllib.request.urlopen(request, timeout=120))
+        wrong = json.dumps({"inputs": clips[:, :2].tolist()}).encode()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(
+                urllib.request.Request(f"{address}/invocations", wrong, headers), timeout=120
+            )
+        assert refused.value.code == 400
+    np.testing.assert_allclose(answer["predictions"], expected, atol=1e-5)
+    assert not (tmp_path / "clean").exists()
