@@ -18,6 +18,7 @@ from pipeline.workspace import Workspace, folder_hash, open_store
 from vidpipe.config import ExportConfig, Params, config_hash
 from vidpipe.data.dataset import Clips, ViewSet, to_input, view_loader
 from vidpipe.errors import VidpipeError
+from vidpipe.evaluation.compare import require_same_classes
 from vidpipe.export.card import Facts, model_card, weights_licence
 from vidpipe.export.latency import latency_ratio
 from vidpipe.export.package import (
@@ -34,7 +35,7 @@ from vidpipe.methods.base import VideoModel
 from vidpipe.methods.linear_probe import LinearProbeConfig
 from vidpipe.methods.registry import build_method
 from vidpipe.training.checkpoint import TrainedModel, load_adapter
-from vidpipe.video.store import FrameStore, read_manifest
+from vidpipe.video.store import read_manifest
 
 
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     adapter = workspace.adapter(method)
     trained = load_adapter(adapter, params.backbone.weights)
     store = open_store(workspace, params)
-    refuse_other_classes(adapter, trained.classes, store)
+    require_same_classes(str(adapter), trained.classes, str(store.root), store.classes)
     views = ViewSet(Clips(store, "val", trained.classes), trained.sampling, trained.transform)
     count = min(params.export.parity_clips, len(views))
     # Spread over the split: it is sorted by path, so its first clips are all of one class.
@@ -87,19 +88,6 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
         lost = "" if parity.top1 is None else f", top1 {parity.top1_fp32:.4g} -> {parity.top1:.4g}"
         console.print(f"  {parity.file}: max |d logit| {parity.max_abs_difference:.2g}{lost}")
     return numbers
-
-
-def refuse_other_classes(adapter: Path, classes: list[str], store: FrameStore) -> None:
-    """A head whose outputs mean other classes than the data's would be proven and still be wrong."""
-    if tuple(classes) == store.classes:
-        return
-    pairs = zip([*classes, None], [*store.classes, None], strict=False)
-    first, (ours, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    raise VidpipeError(
-        f"{adapter}: trained for {len(classes)} classes, but {store.root} has {len(store.classes)}; "
-        f"class {first} is {ours!r} in the model and {theirs!r} in the store; name the store it was "
-        "trained on in data.store, or train again"
-    )
 
 
 def _write(

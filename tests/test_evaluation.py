@@ -351,15 +351,19 @@ def test_mistakes_are_one_line(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("stage", ["evaluate", "export"])
 def test_an_adapter_of_other_classes_than_the_data_is_refused(
-    evaluated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    evaluated: Path,
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(evaluated)
     config = evaluated / "models" / "aim" / "adapter" / "config.json"
     whole = config.read_text()
     config.write_text(json.dumps({**json.loads(whole), "classes": ["a", "c"]}))
     try:
-        assert command(monkeypatch, "evaluate", "--method", "aim") == 1
+        assert command(monkeypatch, stage, "--method", "aim") == 1
     finally:
         config.write_text(whole)
     line = capsys.readouterr().err.splitlines()[-1]

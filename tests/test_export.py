@@ -12,10 +12,9 @@ import torch
 from conftest import PROJECT, randomise, tiny_vit
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from small_store import small_store
 from test_layers import run_without
 
-from pipeline.export import _with_accuracy, refuse_other_classes
+from pipeline.export import _with_accuracy
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, architecture, load_backbone
 from vidpipe.config import ExportConfig, explain
@@ -308,21 +307,6 @@ def test_damaged_packages_are_one_line_errors(tmp_path: Path, weights: Path) -> 
         refused(message)
     config.write_text(config.read_text()[:100])
     refused("config.json: not valid JSON")
-
-
-def test_a_model_for_other_classes_than_the_data_is_refused(tmp_path: Path) -> None:
-    store = small_store(tmp_path)
-    refuse_other_classes(tmp_path / "adapter", ["a", "b"], store)
-    for classes, message in (
-        (
-            ["a", "c"],
-            r"trained for 2 classes, but \S+ has 2; class 1 is 'c' in the model and 'b' in",
-        ),
-        (["b", "a"], r"class 0 is 'b' in the model and 'a' in the store"),
-        (["a", "b", "c"], r"for 3 classes, but \S+ has 2; class 2 is 'c' in the model and None in"),
-    ):
-        with pytest.raises(VidpipeError, match=message):
-            refuse_other_classes(tmp_path / "adapter", classes, store)
 
 
 def test_a_package_opens_with_torch_timm_and_pydantic_and_a_program_with_torch_alone(
