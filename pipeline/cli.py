@@ -19,6 +19,7 @@ from pipeline.options import read_params as _params
 from pipeline.options import warn_of_start as _warn_of_start
 from pipeline.options import workspace as _workspace
 from pipeline.tune import tune
+from pipeline.use import demo, predict
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -32,6 +33,8 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 app.command()(tune)
+app.command()(predict)
+app.command()(demo)
 
 
 @app.command()

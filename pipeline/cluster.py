@@ -183,6 +183,24 @@ class _Holder:
         return self.function(task)
 
 
+@contextmanager
+def _ray_at(address: str, cpus: int, option: str) -> Iterator[None]:
+    """The Ray at `address` (`local`: one of our own, of `cpus`), or that which runs already."""
+    if ray.is_initialized():
+        yield
+        return
+    where = {"num_cpus": cpus} if address == "local" else {"address": address}
+    try:
+        ray.init(include_dashboard=False, logging_level=logging.WARNING, **where)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = (str(error).splitlines() or ["no answer"])[0]
+        raise VidpipeError(f"{option}: {address}: {line}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def spread(
     tasks: Iterable[Any], make: Callable[[], Callable[[Any], Any]], workers: int, address: str
 ) -> Iterator[Any]:
@@ -191,15 +209,7 @@ def spread(
     `local` starts a Ray of our own. An actor lost with its node is started elsewhere, and its task
     repeated. Raises VidpipeError when there is no such Ray, or it is too small.
     """
-    already = ray.is_initialized()
-    if not already:
-        where = {"num_cpus": workers} if address == "local" else {"address": address}
-        try:
-            ray.init(include_dashboard=False, logging_level=logging.WARNING, **where)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            line = (str(error).splitlines() or ["no answer"])[0]
-            raise VidpipeError(f"extract.ray_address: {address}: {line}") from None
-    try:
+    with _ray_at(address, workers, "extract.ray_address"):
         cpus = int(ray.cluster_resources().get("CPU", 0))
         if cpus < workers:
             raise VidpipeError(
@@ -220,10 +230,51 @@ def spread(
             for task in itertools.islice(queue, 1):
                 pool.submit(_apply, task)
             yield result
-    finally:
-        if not already:
-            ray.shutdown()
 
 
 def _apply(actor: Any, task: Any) -> Any:
     return actor.apply.remote(task)
+
+
+Rows = Callable[[Iterable[str]], Iterator[dict[str, Any]]]
+STREAM_BATCH = 16
+"""Inputs that a worker takes at a time."""
+
+
+def stream(
+    inputs: Iterable[str], make: Callable[[], Rows], workers: int, address: str, gpu: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows that `make()(some inputs)` gives, as they come, from `workers` actors of Ray Data.
+
+    Rows are of `predictions.SCHEMA`. `local` starts a Ray of our own.
+    Raises VidpipeError when there is no such Ray.
+    """
+    import pyarrow as pa
+    import ray.data
+
+    from pipeline.predictions import SCHEMA
+
+    class Worker:
+        def __init__(self) -> None:
+            self.rows = make()
+
+        def __call__(self, batch: Any) -> Iterator[Any]:
+            for row in self.rows(batch["input"].tolist()):
+                yield pa.Table.from_pylist([row], schema=SCHEMA)
+
+    with _ray_at(address, workers, "--ray"):
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        listed = pa.table({"input": pa.array(list(inputs), pa.large_string())})
+        blocks = max(workers, -(-listed.num_rows // (8 * STREAM_BATCH)))
+        found = (
+            ray.data.from_arrow(listed)
+            .repartition(blocks)
+            .map_batches(
+                Worker,
+                batch_size=STREAM_BATCH,
+                concurrency=workers,
+                num_gpus=1 if gpu else None,
+            )
+        )
+        yield from found.iter_rows()
