@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.data import app as data_app
+from pipeline.explain import explain
 from pipeline.options import HERE, PARAMS, DataRoot, Method, Out, ParamsFile, Recipe, Set
 from pipeline.options import choose_method as _method
 from pipeline.options import read_params as _params
@@ -35,6 +36,7 @@ app.add_typer(data_app, name="data")
 app.command()(tune)
 app.command()(predict)
 app.command()(demo)
+app.command()(explain)
 
 
 @app.command()

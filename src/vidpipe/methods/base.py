@@ -69,6 +69,11 @@ class VideoModel(nn.Module):
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
         return cast(Tensor, self.vit.norm_pre(embed(self.vit, frames)))
 
+    def key_offsets(self, index: int) -> tuple[tuple[int, int], ...]:
+        """((channels, dt), ...) covering the width: the keys of block `index` at frame t come from
+        frame t + dt (`shift_frames`). Only explanations ask."""
+        return ((self.width, 0),)
+
     def classify(self, x: Tensor, num_frames: int) -> Tensor:
         """Final norm per frame, mean over T, dropout, linear."""
         feature = self.frame_feature(self.vit.norm, x).unflatten(0, (-1, num_frames)).mean(1)

@@ -124,6 +124,10 @@ class FineTune(VideoModel):
             return self._shift(block, x, num_frames)
         return super().block(index, block, x, num_frames)
 
+    def key_offsets(self, index: int) -> tuple[tuple[int, int], ...]:
+        shift = self.config.architecture == "shift"
+        return self.offsets if shift else super().key_offsets(index)
+
     def _divided(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
         """Time, then space, then MLP. Every frame carries a copy of the clip's class token."""
         prefix = self.vit.num_prefix_tokens

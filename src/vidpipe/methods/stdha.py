@@ -101,6 +101,10 @@ class STDHA(VideoModel):
         x = x + block.ls1(self.out(index, block, heads))
         return x + block.ls2(self.mlp(index, block, block.norm2(x)))
 
+    def key_offsets(self, index: int) -> Groups:
+        # With `cls`, only what is attended to at the class token is another frame's.
+        return super().key_offsets(index) if self.config.shifted == "cls" else self.offsets[index]
+
     def copy_rest(self, merged: STDHA) -> None:
         """Give `merged` what merging leaves as it is: head, temporal embedding, dtype, device."""
         merged.head.load_state_dict(self.head.state_dict())
