@@ -5,8 +5,6 @@ from __future__ import annotations
 import http.server
 import io
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from bad_decoders import breaks_off, hangs_or_dies
 from small_models import DENSE, UNIFORM, backbone_file, save_tiny_adapter, save_tiny_package
 from test_quarantine import write_video
 from test_video import moving
@@ -37,7 +36,7 @@ from vidpipe.export.package import open_model
 from vidpipe.inference import fetch, models, segments
 from vidpipe.inference.guard import Guards
 from vidpipe.inference.models import Predictor, open_models
-from vidpipe.inference.segments import Request, Segment
+from vidpipe.inference.segments import Request
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.quarantine import QuarantineError
 from vidpipe.video.store import FrameStore
@@ -77,6 +76,16 @@ def rows_of(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+def recording(model: Path, target: Path, **frames: Any) -> Path:
+    """A copy of the folder `model` that says what it was made for."""
+    target.mkdir()
+    for file in model.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    card = json.loads((model / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**card, "extract": frames}))
+    return target
+
+
 # -- the frames that training saw -----------------------------------------------------------------
 
 
@@ -103,7 +112,8 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
         (root / label).mkdir(parents=True)
         for i in range(2):
             frames = np.roll(moving(30 + i), 7 * i + 3 * len(label), 2)
-            write_video(root / label / f"{i}.mp4", frames, crf="10")
+            grey = frames[..., :1].repeat(3, -1)  # 4:2:0 halves the resolution of colour
+            write_video(root / label / f"{i}.mp4", grey, crf="10")
     data = DataConfig(root=str(root), val_fraction=0.5)
     config = ExtractConfig(short_side=36, crf=1, num_workers=1)
     extract.run(data, config, tmp_path / "store")
@@ -112,7 +122,8 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
     views = ViewSet(clips, trained.sampling, trained.transform, 1, crops)
     normalisation = (trained.backbone.mean, trained.backbone.std)
     evaluated = evaluate(trained.model, views, normalisation, 4)
-    opened = job(folder / "one" / "package", spatial_crops=crops).open()
+    package = recording(folder / "one" / "package", tmp_path / "package", short_side=36, fps=None)
+    opened = job(package, spatial_crops=crops).open()
     with predict.Decoders(opened) as decoders:
         files = [str(root / f"{clip}.mp4") for clip in evaluated.ids]
         found = {r["path"]: r for r in opened.rows(files, decoders.guards, 3)}
@@ -123,19 +134,12 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
 
 
 def test_the_short_side_and_rate_come_from_the_models_folder(folder: Path, tmp_path: Path) -> None:
-    def recording(name: str, **frames: Any) -> Path:
-        source = folder / "one" / "package"
-        (tmp_path / name).mkdir()
-        for file in source.iterdir():
-            (tmp_path / name / file.name).write_bytes(file.read_bytes())
-        card = json.loads((source / "config.json").read_text())
-        (tmp_path / name / "config.json").write_text(json.dumps({**card, "extract": frames}))
-        return tmp_path / name
-
-    a, b = recording("a", short_side=48, fps=5.0), recording("b", short_side=64, fps=None)
+    package = folder / "one" / "package"
+    a = recording(package, tmp_path / "a", short_side=48, fps=5.0)
+    b = recording(package, tmp_path / "b", short_side=64, fps=None)
     opened = job(a).open().extract
     assert (opened.short_side, opened.fps) == (48, 5.0)
-    assert job(folder / "one" / "package").open().extract.short_side == round(32 * 256 / 224)
+    assert job(package).open().extract.short_side == round(32 * 256 / 224)
     with pytest.raises(
         VidpipeError, match=r"b: made for frames of short side 64, any .*a for .*48"
     ):
@@ -239,14 +243,6 @@ def test_a_video_that_breaks_off_keeps_its_segments_and_gets_no_mean(
     assert [part for stem, part, _ in found if stem == "good1"] == ["segment"] * 4 + ["video"]
 
 
-def breaks_off(source: str, request: Request) -> Iterator[Segment]:
-    found = segments.segments(source, request)
-    if "good0" in source:
-        yield next(found)
-        raise QuarantineError("corrupt_frames", "made up")
-    yield from found
-
-
 # -- damaged files --------------------------------------------------------------------------------
 
 
@@ -304,18 +300,6 @@ def test_where_no_input_can_be_read_one_line_says_so(
     assert [row["reason"] for row in rows_of(out)] == ["truncated", "undecodable"]
 
 
-def hang_or_die(source: str, request: Request) -> Iterator[Segment]:
-    """Stands for a decoder with a bug that some file triggers."""
-    if "good0" in source:
-        time.sleep(600)
-    if "good1" in source:
-        yield next(segments.segments(source, request))
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if "text" in source:
-        raise RuntimeError("a surprise")
-    yield from segments.segments(source, request)
-
-
 def test_a_decoder_that_hangs_or_dies_costs_its_video(
     folder: Path, videos: Path, tmp_path: Path
 ) -> None:
@@ -323,10 +307,10 @@ def test_a_decoder_that_hangs_or_dies_costs_its_video(
     names = ["good0", "good1", "text", "good2", "good2"]
     begun = time.monotonic()
     predict.run(
-        job(folder / "one" / "package", timeout_s=8, workers=2),
+        job(folder / "one" / "package", timeout_s=3, workers=2),
         [str(videos / f"{name}.mp4") for name in names],
         out=out,
-        work=hang_or_die,
+        work=hangs_or_dies,
     )
     assert time.monotonic() - begun < 120
     found = sorted((Path(r["path"]).stem, r["reason"], r["detail"]) for r in rows_of(out))

@@ -21,6 +21,9 @@ Work = Callable[[str, Request], Iterator[Segment]]
 # Not forked: this process has threads, and a fork may copy a lock that one of them holds.
 CONTEXT = multiprocessing.get_context("spawn")
 
+START_S = 120
+"""A process may take to start; only then does a video's own time run."""
+
 
 class Event(NamedTuple):
     number: int
@@ -84,6 +87,9 @@ class Guards:
             if pipe in ready:
                 result = decoder.receive()
                 decoder.deadline = time.monotonic() + self.timeout_s
+                if result is None and not decoder.ready:
+                    decoder.ready = True
+                    continue
             elif decoder.deadline < time.monotonic() and not pipe.poll():
                 decoder.kill()
                 detail = f"nothing from the decoder for {self.timeout_s:g} s"
@@ -101,12 +107,12 @@ class _Decoder:
         self.process = CONTEXT.Process(target=_serve, args=(theirs, request, work), daemon=True)
         self.process.start()
         theirs.close()  # so that a dead process is the end of the pipe
-        self.alive = True
+        self.alive, self.ready = True, False
         self.number, self.source, self.deadline = -1, "", 0.0
 
     def start(self, number: int, source: str, timeout_s: float) -> None:
         self.number, self.source = number, source
-        self.deadline = time.monotonic() + timeout_s
+        self.deadline = time.monotonic() + (timeout_s if self.ready else START_S)
         try:
             self.pipe.send(source)
         except OSError:  # it died while it was idle; receive() will say so
@@ -132,6 +138,7 @@ class _Decoder:
 def _serve(pipe: Connection, request: Request, work: Work) -> None:
     """The decoding process: until its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    pipe.send(None)  # ready
     while True:
         try:
             source = pipe.recv()
