@@ -265,16 +265,11 @@ def stream(
     with _ray_at(address, workers, "--ray"):
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        listed = pa.table({"input": pa.array(list(inputs), pa.large_string())})
-        blocks = max(workers, -(-listed.num_rows // (8 * STREAM_BATCH)))
-        found = (
-            ray.data.from_arrow(listed)
-            .repartition(blocks)
-            .map_batches(
-                Worker,
-                batch_size=STREAM_BATCH,
-                concurrency=workers,
-                num_gpus=1 if gpu else None,
-            )
+        # Many small blocks, so that workers share them out.
+        queue, blocks = iter(inputs), []
+        while block := list(itertools.islice(queue, STREAM_BATCH)):
+            blocks.append(pa.table({"input": pa.array(block, pa.large_string())}))
+        found = ray.data.from_arrow(blocks).map_batches(
+            Worker, batch_size=STREAM_BATCH, concurrency=workers, num_gpus=1 if gpu else None
         )
         yield from found.iter_rows()

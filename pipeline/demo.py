@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+from torchvision.utils import make_grid
 
 from pipeline.console import console
 from pipeline.predict import Decoders, Job, Opened
@@ -33,6 +35,7 @@ ADDRESS = "127.0.0.1"
 TOP = 5
 PICTURE = 224
 """Smaller frames are shown this large."""
+COLUMNS = 8
 KEPT_S = 600
 """Seconds that pictures of an answer stay on disk for the browser."""
 ENVIRONMENT = {
@@ -49,12 +52,14 @@ ENVIRONMENT = {
 """What Gradio is told before it is imported; the user's own settings could open the page to others."""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
 CSS = """
-.gradio-container {max-width: 1180px !important; margin: 0 auto;}
+.gradio-container {width: 100% !important; max-width: 1180px !important; margin: 0 auto;}
 #status textarea {font-size: 15px;}
 """
-Picture = tuple[np.ndarray, str]
-Answer = tuple[dict[str, float] | None, list[Picture], list[Picture], list[Picture], str]
-NOTHING: Answer = (None, [], [], [], "")
+Picture = NDArray[np.uint8]
+Answer = tuple[
+    dict[str, float] | None, Picture | None, Picture | None, Picture | None, str
+]  # probabilities; frames, attention in space and over time, (H, W, 3); a line or two
+NOTHING: Answer = (None, None, None, None, "")
 
 
 def run(job: Job, port: int) -> None:
@@ -113,24 +118,29 @@ def build(opened: Opened, guards: Guards) -> tuple[Any, dict[str, Any]]:
         import gradio as gr
     except ImportError:
         raise VidpipeError("demo: Gradio is missing; pip install 'vidpipe[demo]'") from None
-    models = opened.predictor.models
-    names = list(models)
+    names = list(opened.predictor.models)
+
+    def update(found: Answer) -> tuple[Any, ...]:
+        said, frames, spatial, temporal, note = found
+        pictures = (frames, spatial, temporal)
+        visible = (gr.update(visible=picture is not None) for picture in pictures)
+        return (said, *pictures, note, *visible)
 
     def dropped(upload: str | None, name: str) -> tuple[Any, ...]:
         if upload is None:
-            return (None, None, *NOTHING)
+            return (None, None, *update(NOTHING))
         path = Path(upload)
         try:
             segment = decode(path, guards)
         except QuarantineError as error:
-            return (None, None, *NOTHING[:-1], refusal(path.name, error))
+            return (None, None, *update((*NOTHING[:4], refusal(path.name, error))))
         finally:
             shutil.rmtree(path.parent, ignore_errors=True)  # a folder of this upload's own
         held = (path.name, segment)
-        return (None, held, *answer(opened, name, *held))
+        return (None, held, *update(answer(opened, name, *held)))
 
     def chosen(held: tuple[str, Segment] | None, name: str) -> tuple[Any, ...]:
-        return NOTHING if held is None else answer(opened, name, *held)
+        return update(NOTHING if held is None else answer(opened, name, *held))
 
     with gr.Blocks(title="vidpipe", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as page:
         gr.Markdown("## What does the model see in a clip?")
@@ -138,28 +148,25 @@ def build(opened: Opened, guards: Guards) -> tuple[Any, dict[str, Any]]:
             with gr.Column(scale=1):
                 limit = f"{opened.job.max_mb:g} MB"
                 drop = gr.File(label=f"A video, up to {limit}", elem_id="drop", height=150)
-                model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
+                model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
                 status = gr.Textbox(label="Clip", lines=2, interactive=False, elem_id="status")
             with gr.Column(scale=1):
                 top = gr.Label(num_top_classes=TOP, label=f"Top {TOP}", elem_id="top")
-        rows = [
-            gr.Gallery(
-                label=label,
-                elem_id=id_,
-                columns=8,
-                height=height,
-                object_fit="contain",
-                buttons=[],
-                interactive=False,
-            )
-            for label, id_, height in (
-                ("Frames that the model gets", "frames", 190),
-                ("Where it looks in each frame", "spatial", 190),
-                ("Where it looks over time", "temporal", 190),
-            )
-        ]
+        rows, columns = [], []
+        for heading, id_ in (
+            ("Frames that the model gets", "frames"),
+            ("Where it looks in each frame", "spatial"),
+            ("Where it looks over time", "temporal"),
+        ):
+            with gr.Column(visible=False) as column:
+                gr.Markdown(f"**{heading}**")
+                row = gr.Image(
+                    elem_id=id_, show_label=False, buttons=[], interactive=False, format="png"
+                )
+            rows.append(row)
+            columns.append(column)
         held = gr.State(None)
-        shown = [top, *rows, status]
+        shown = [top, *rows, status, *columns]
         one_at_a_time: dict[str, Any] = {
             "concurrency_limit": 1,
             "concurrency_id": "model",
@@ -194,24 +201,28 @@ def answer(opened: Opened, model: str, name: str, segment: Segment) -> Answer:
     said = dict(zip(trained.classes, probabilities.tolist(), strict=True))
     frames = opened.predictor.views(segment, trained)[0]
     note = f"{name}: {segment.end_s:.1f} s, {len(frames)} frames"
-    spatial: list[Picture] = []
-    temporal: list[Picture] = []
+    spatial = temporal = None
     try:
         from vidpipe.explain import overlay
 
         first, second, captions = overlay(trained, frames)
-        spatial, temporal = _pictures(first), _pictures(second)
+        spatial = _strip(first)
+        if captions[1] != captions[0]:  # else this model has nothing that looks over time
+            temporal = _strip(second)
         note += "\n" + "; ".join(dict.fromkeys(captions))
     except VidpipeError as error:
         note += f"\nno attention to show: {error}"
-    return said, _pictures(frames), spatial, temporal, note
+    return said, _strip(frames), spatial, temporal, note
 
 
-def _pictures(frames: Tensor) -> list[Picture]:
-    """(T, 3, S, S) uint8 with the frame's number as the caption."""
+def _strip(frames: Tensor) -> Picture:
+    """(T, 3, S, S) uint8 -> one picture, left to right, COLUMNS a line."""
     size = frames.shape[-1]
     if size < PICTURE:
-        times = -(-PICTURE // size)
-        frames = F.resize(frames, [size * times], interpolation=InterpolationMode.NEAREST)
-    shown = frames.permute(0, 2, 3, 1).contiguous().to(torch.uint8).numpy()
-    return [(picture, str(number)) for number, picture in enumerate(shown, 1)]
+        larger = size * -(-PICTURE // size)
+        frames = F.resize(frames, [larger], interpolation=InterpolationMode.NEAREST)
+    empty = COLUMNS - len(frames)
+    if empty > 0:  # a short clip's frames are no larger than a long one's
+        frames = torch.cat([frames, frames.new_full((empty, *frames.shape[1:]), 255)])
+    picture: Picture = make_grid(frames, COLUMNS, padding=4, pad_value=255).permute(1, 2, 0).numpy()
+    return picture

@@ -138,15 +138,17 @@ def run(
     form = _format(form, out)
     opened = job.open()
     given = sources(inputs)
-    head = list(itertools.islice(given, ray_above + 1))
-    given = itertools.chain(head, given)
-    address = _address(ray, len(head) > ray_above)
-    del head
+    many = False
+    if ray is None and "-" not in inputs:  # standard input is not read ahead
+        head = list(itertools.islice(given, ray_above + 1))
+        many = len(head) > ray_above
+        given = itertools.chain(head, given)
+    address = _address(ray, many)
     with ExitStack() as stack:
         if address is None:
             rows = opened.rows(given, stack.enter_context(Decoders(opened, work)).guards, top)
         else:
-            rows = _by_ray(job, given, top, address)
+            rows = _by_ray(job, given, top, address, work)
         stack.enter_context(closing(rows))
         windows = job.window_s is not None
         file = stack.enter_context(writer(form, out, opened.classes, windows))
@@ -171,22 +173,22 @@ def _address(ray: str | None, many: bool) -> str | None:
     return ray or os.environ.get("RAY_ADDRESS") or ("local" if many else None)
 
 
-def _by_ray(job: Job, inputs: Iterable[str], top: int, address: str) -> Rows:
+def _by_ray(job: Job, inputs: Iterable[str], top: int, address: str, work: Work) -> Rows:
     from pipeline import cluster
 
     gpu = torch.cuda.is_available()
-    yield from cluster.stream(inputs, lambda: OneWorker(job, top), job.workers, address, gpu)
+    yield from cluster.stream(inputs, lambda: OneWorker(job, top, work), job.workers, address, gpu)
 
 
 class OneWorker:
     """What each worker of a cluster holds: the models and one guarded decoder."""
 
-    def __init__(self, job: Job, top: int) -> None:
+    def __init__(self, job: Job, top: int, work: Work) -> None:
         self.opened, self.top = replace(job, workers=1).open(), top
-        self.guards = Decoders(self.opened).guards
+        self.decoders = Decoders(self.opened, work)
 
     def __call__(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
-        return self.opened.rows(inputs, self.guards, self.top)
+        return self.opened.rows(inputs, self.decoders.guards, self.top)
 
 
 def _write(rows: Iterable[dict[str, Any]], file: Writer, first_model: str) -> Counter[str]:

@@ -21,6 +21,7 @@ DENSE = SamplingConfig(strategy="dense", num_frames=T, stride=2)
 
 
 def backbone_file(path: Path, seed: int = 1) -> Path:
+    torch.manual_seed(seed)
     vit = architecture(BackboneConfig(name=NAME, weights="none"), SIZE)
     randomise(vit, seed)
     save_file(vit.state_dict(), path)
