@@ -3,8 +3,9 @@
     python benchmarks/predict_memory.py --inputs 100000 [--ray]
 
 Everything is real but the videos and, without --ray, the model: decoding processes, pipes, crops,
-and the Parquet writer. Each "decoded" clip is a few small frames, the model one linear layer. Prints the driver's resident memory as it goes, and
-fails when the last half of the inputs adds more than --allowed MB.
+and the Parquet writer. Each "decoded" clip is a few small frames, the model one linear layer. Prints
+the driver's resident memory as it goes, and fails when the last half of the inputs adds more than
+--allowed MB.
 """
 
 from __future__ import annotations

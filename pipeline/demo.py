@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -135,7 +134,7 @@ def build(opened: Opened, guards: Guards) -> tuple[Any, dict[str, Any]]:
         except QuarantineError as error:
             return (None, None, *update((*NOTHING[:4], refusal(path.name, error))))
         finally:
-            shutil.rmtree(path.parent, ignore_errors=True)  # a folder of this upload's own
+            path.unlink(missing_ok=True)
         held = (path.name, segment)
         return (None, held, *update(answer(opened, name, *held)))
 
