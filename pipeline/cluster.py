@@ -263,13 +263,16 @@ def stream(
                 yield pa.Table.from_pylist([row], schema=SCHEMA)
 
     with _ray_at(address, workers, "--ray"):
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         # Many small blocks, so that workers share them out.
         queue, blocks = iter(inputs), []
         while block := list(itertools.islice(queue, STREAM_BATCH)):
             blocks.append(pa.table({"input": pa.array(block, pa.large_string())}))
         found = ray.data.from_arrow(blocks).map_batches(
-            Worker, batch_size=STREAM_BATCH, concurrency=workers, num_gpus=1 if gpu else None
+            Worker,
+            batch_size=STREAM_BATCH,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_gpus=1 if gpu else None,
         )
         yield from found.iter_rows()
