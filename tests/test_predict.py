@@ -332,8 +332,10 @@ def test_results_nobody_waits_for_do_not_come_with_the_next_video(
         first = guards.run([str(videos / "good0.mp4")])
         next(first)
         first.close()
-        sources = [str(videos / "good1.mp4")]
-        assert {event.source for event in guards.run(sources)} == set(sources)
+        found = [event.result for event in guards.run([str(videos / "good1.mp4")])]
+    starts = [round(25 * segment.start_s) for segment in found[:-1]]
+    assert starts == [0, 5, 10, 15, 20, 25, 30, 32]
+    assert found[-1] is None
 
 
 # -- several models -------------------------------------------------------------------------------

@@ -49,25 +49,22 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int,
     temporary.mkdir()
     # What would open the page to others must not.
     hostile = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "True", "GRADIO_ALLOWED_PATHS": "/"}
+    log = (root / "log").open("w+")
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "pipeline.cli", "demo", "--port", "0", "--max-mb", "1"),
             *("--model", str(one), "--model", str(two), "--timeout", "60"),
         ],
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=log,
         env=os.environ | hostile | {"TMPDIR": str(temporary)},
         start_new_session=True,
     )
     try:
-        assert process.stderr is not None
-        said = ""
-        for line in process.stderr:
-            said += line
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-                break
-        else:
-            raise AssertionError(said)
+        deadline = time.monotonic() + WAIT_S
+        while not (found := re.search(r"http://[\d.]+:(\d+)", (root / "log").read_text())):
+            assert process.poll() is None, (root / "log").read_text()
+            assert time.monotonic() < deadline, "the page did not start"
+            time.sleep(0.2)
         yield int(found[1]), process.pid, temporary
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
@@ -76,6 +73,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int,
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        log.close()
 
 
 @pytest.fixture(scope="module")
