@@ -93,7 +93,7 @@ def demo(
     params: Frames = None,
 ) -> None:
     """Open a local web page: drop a clip on a model, see what it says and looks at."""
-    from pipeline import demo as page
+    from pipeline.demo import run as serve
     from pipeline.predict import Job
 
     job = Job(
@@ -104,4 +104,4 @@ def demo(
         timeout_s=timeout,
         max_mb=max_mb,
     )
-    page.run(job, port)
+    serve(job, port)
