@@ -105,8 +105,9 @@ def test_a_segment_holds_the_frames_that_evaluation_takes(videos: Path) -> None:
 
 @pytest.mark.parametrize("crops", [1, 3])
 def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
-    folder: Path, tmp_path: Path, crops: int
+    folder: Path, tmp_path: Path, crops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Near those of the store; to the bit, nearly, where the store gives frames as decoded."""
     root = tmp_path / "videos"
     for label in ("left", "right", "up"):
         (root / label).mkdir(parents=True)
@@ -118,18 +119,27 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
     config = ExtractConfig(short_side=36, crf=1, num_workers=1)
     extract.run(data, config, tmp_path / "store")
     trained = open_model(folder / "one" / "package")
-    clips = Clips(FrameStore(tmp_path / "store"), "val", trained.classes)
-    views = ViewSet(clips, trained.sampling, trained.transform, 1, crops)
+    store = FrameStore(tmp_path / "store")
+    views = ViewSet(
+        Clips(store, "val", trained.classes), trained.sampling, trained.transform, 1, crops
+    )
     normalisation = (trained.backbone.mean, trained.backbone.std)
     evaluated = evaluate(trained.model, views, normalisation, 4)
+
+    def as_decoded(row: int, indices: list[int]) -> np.ndarray:
+        frames = segments.decode(root / f"{store.rows.id[row]}.mp4", config)[1]
+        return np.stack(list(frames))[indices]
+
+    monkeypatch.setattr(store, "read", as_decoded)
+    expected = evaluate(trained.model, views, normalisation, 4).probabilities
     package = recording(folder / "one" / "package", tmp_path / "package", short_side=36, fps=None)
     opened = job(package, spatial_crops=crops).open()
     with predict.Decoders(opened) as decoders:
         files = [str(root / f"{clip}.mp4") for clip in evaluated.ids]
         found = {r["path"]: r for r in opened.rows(files, decoders.guards, 3)}
     p = torch.tensor([found[file]["all_probabilities"] for file in files])
-    torch.testing.assert_close(p, evaluated.probabilities, atol=0.03, rtol=0)
-    assert p.argmax(1).tolist() == evaluated.probabilities.argmax(1).tolist()
+    torch.testing.assert_close(p, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(p, evaluated.probabilities, atol=0.15, rtol=0)
     assert p.max() - p.min() > 0.2, "a model that says the same of everything would show nothing"
 
 
