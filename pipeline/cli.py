@@ -21,6 +21,7 @@ from pipeline.options import read_params as _params
 from pipeline.options import warn_of_start as _warn_of_start
 from pipeline.options import workspace as _workspace
 from pipeline.tune import tune
+from pipeline.use import demo, predict
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -36,6 +37,8 @@ app.add_typer(data_app, name="data")
 app.command()(tune)
 app.command()(compare)
 app.command()(splits)
+app.command()(predict)
+app.command()(demo)
 app.command()(explain)
 
 

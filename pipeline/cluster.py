@@ -184,6 +184,35 @@ class _Holder:
         return self.function(task)
 
 
+@contextmanager
+def _ray_at(address: str, cpus: int, option: str) -> Iterator[None]:
+    """The Ray at `address` (`local`: one of our own, of `cpus`), or that which runs already."""
+    if ray.is_initialized():
+        yield
+        return
+    where = {"num_cpus": cpus} if address == "local" else {"address": address}
+    try:
+        ray.init(include_dashboard=False, logging_level=logging.WARNING, **where)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        line = (str(error).splitlines() or ["no answer"])[0]
+        raise VidpipeError(f"{option}: the Ray at {address}: {line}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _users_errors() -> Iterator[None]:
+    """A VidpipeError raised on a worker comes back as itself."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, VidpipeError):
+            raise VidpipeError(str(error.cause)) from error
+        raise
+
+
 def spread(
     tasks: Iterable[Any],
     make: Callable[[], Callable[[Any], Any]],
@@ -198,16 +227,8 @@ def spread(
     repeated. Raises VidpipeError, naming `section` of the params, when there is no such Ray, or it is
     too small.
     """
-    already = ray.is_initialized()
-    if not already:
-        where = {"num_cpus": workers} if address == "local" else {"address": address}
-        try:
-            ray.init(include_dashboard=False, logging_level=logging.WARNING, **where)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            line = (str(error).splitlines() or ["no answer"])[0]
-            raise VidpipeError(f"{section}: the Ray at {address}: {line}") from None
-    try:
-        unit = "GPU" if use_gpu else "CPU"
+    unit = "GPU" if use_gpu else "CPU"
+    with _ray_at(address, workers, section), _users_errors():
         have = int(ray.cluster_resources().get(unit, 0))
         if have < workers:
             raise VidpipeError(
@@ -228,14 +249,49 @@ def spread(
             for task in itertools.islice(queue, 1):
                 pool.submit(_apply, task)
             yield result
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, VidpipeError):
-            raise VidpipeError(str(error.cause)) from error
-        raise
-    finally:
-        if not already:
-            ray.shutdown()
 
 
 def _apply(actor: Any, task: Any) -> Any:
     return actor.apply.remote(task)
+
+
+Rows = Callable[[Iterable[str]], Iterator[dict[str, Any]]]
+STREAM_BATCH = 16
+"""Inputs that a worker takes at a time."""
+
+
+def stream(
+    inputs: Iterable[str], make: Callable[[], Rows], workers: int, address: str, gpu: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows that `make()(some inputs)` gives, as they come, from `workers` actors of Ray Data.
+
+    Rows are of `predictions.SCHEMA`. `local` starts a Ray of our own.
+    Raises VidpipeError when there is no such Ray.
+    """
+    import pyarrow as pa
+    import ray.data
+
+    from pipeline.predictions import SCHEMA
+
+    class Worker:
+        def __init__(self) -> None:
+            self.rows = make()
+
+        def __call__(self, batch: Any) -> Iterator[Any]:
+            for row in self.rows(batch["input"].tolist()):
+                yield pa.Table.from_pylist([row], schema=SCHEMA)
+
+    with _ray_at(address, workers, "--ray"):
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        # Many small blocks, so that workers share them out.
+        queue, blocks = iter(inputs), []
+        while block := list(itertools.islice(queue, STREAM_BATCH)):
+            blocks.append(pa.table({"input": pa.array(block, pa.large_string())}))
+        found = ray.data.from_arrow(blocks).map_batches(
+            Worker,
+            batch_size=STREAM_BATCH,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_gpus=1 if gpu else None,
+        )
+        yield from found.iter_rows()

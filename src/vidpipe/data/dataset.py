@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torchvision.transforms.v2 as T
+import torchvision.transforms.v2.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -144,9 +145,7 @@ class TrainSet(Dataset[dict[str, Any]]):
 class ViewSet(Dataset[dict[str, Any]]):
     """Items are addressed by index; `video` is (views, T, 3, S, S) uint8, all read in one pass.
 
-    Views are temporal clips x spatial crops (1: centre; 3: along the long side), clips first. The
-    frames are resized once and then cropped: three crops overlap, and one by one they would have
-    1.7 times the pixels of a 16:9 frame.
+    Views are temporal clips x spatial crops (1: centre; 3: along the long side), clips first.
     """
 
     def __init__(
@@ -162,7 +161,6 @@ class ViewSet(Dataset[dict[str, Any]]):
         self.temporal_clips = temporal_clips
         self.spatial_crops = spatial_crops
         self.size = transform.size
-        self.resize = T.Resize(transform.size, antialias=True)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -170,15 +168,27 @@ class ViewSet(Dataset[dict[str, Any]]):
     def __getitem__(self, i: int) -> dict[str, Any]:
         indices = test_indices(self.clips.num_frames(i), self.sampling, self.temporal_clips)
         unique, where = np.unique(indices, return_inverse=True)
-        frames = self.resize(self.clips.read(i, unique.tolist()))
-        height, width = frames.shape[-2:]
-        views = []
-        for fraction in (0.5,) if self.spatial_crops == 1 else (0.0, 0.5, 1.0):
-            top, left = (round((side - self.size) * fraction) for side in (height, width))
-            crop = frames[..., top : top + self.size, left : left + self.size]
-            views.append(crop[torch.from_numpy(where.reshape(indices.shape))])
-        video = torch.stack(views, 1).flatten(0, 1)
+        frames = self.clips.read(i, unique.tolist())
+        video = crop_views(frames, where.reshape(indices.shape), self.size, self.spatial_crops)
         return {"video": video, "label": int(self.clips.labels[i]), "index": i}
+
+
+def crop_views(
+    frames: Tensor, positions: NDArray[np.int64], size: int, spatial_crops: int
+) -> Tensor:
+    """(U, 3, H, W) uint8 frames -> (clips x crops, T, 3, size, size), by (clips, T) indices into them.
+
+    The frames are resized once and then cropped: three crops overlap, and one by one they would have
+    1.7 times the pixels of a 16:9 frame.
+    """
+    frames = F.resize(frames, [size], antialias=True)
+    height, width = frames.shape[-2:]
+    where = torch.from_numpy(positions)
+    views = []
+    for fraction in (0.5,) if spatial_crops == 1 else (0.0, 0.5, 1.0):
+        top, left = (round((side - size) * fraction) for side in (height, width))
+        views.append(frames[..., top : top + size, left : left + size][where])
+    return torch.stack(views, 1).flatten(0, 1)
 
 
 class Loader:

@@ -9,6 +9,7 @@ from vidpipe.files import sha256
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.decode import decode
 from vidpipe.video.encode import encode_clip
+from vidpipe.video.probe import check_size
 from vidpipe.video.quarantine import QuarantineError, Reason
 
 BAD: dict[str, Any] = {"frames": 0, "fps": 0.0, "width": 0, "height": 0}
@@ -27,9 +28,7 @@ def extract_one(source: Path, config: ExtractConfig) -> Extracted:
     try:
         if not source.is_file():
             raise QuarantineError("missing_file", "listed in the annotations but not on disk")
-        size = source.stat().st_size
-        if size > config.max_mb * 2**20:
-            raise QuarantineError("too_large", f"{size / 2**20:.0f} MB, over {config.max_mb:g}")
+        size = check_size(source, config)
         digest = sha256(source)
         fps, frames = decode(source, config)
         clip = encode_clip(frames, config)

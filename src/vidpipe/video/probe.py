@@ -87,6 +87,14 @@ def video_stream(container: Any) -> Any:
     raise QuarantineError("no_video_stream", "the container has no video stream")
 
 
+def check_size(path: Path, config: ExtractConfig) -> int:
+    """Bytes of the file. Raises QuarantineError beyond `config.max_mb`."""
+    size = path.stat().st_size
+    if size > config.max_mb * 2**20:
+        raise QuarantineError("too_large", f"{size / 2**20:.0f} MB, over {config.max_mb:g}")
+    return size
+
+
 def check_pixels(width: int, height: int, config: ExtractConfig) -> None:
     if width * height > config.max_pixels:
         raise QuarantineError("too_large", f"{width}x{height} pixels in one frame")
@@ -183,4 +191,6 @@ def _rate(stream: Any, times: list[Fraction], durations: list[Fraction]) -> Frac
 
 
 def first_line(error: BaseException) -> str:
+    if isinstance(error, av.FFmpegError) and error.strerror:
+        return str(error.strerror)  # without FFmpeg's number and the path
     return (str(error).splitlines() or [type(error).__name__])[0]
