@@ -21,9 +21,10 @@ from pipeline.predictions import Writer, as_row, writer
 from vidpipe.config import load_params
 from vidpipe.errors import VidpipeError
 from vidpipe.inference.guard import Guards, Work
-from vidpipe.inference.models import FRAMES, Predictor, frames_of, open_models, predict_extract
+from vidpipe.inference.models import Predictor, frames_of, open_models, predict_extract
 from vidpipe.inference.segments import Request, segments
 from vidpipe.inference.stream import predictions
+from vidpipe.training.checkpoint import FRAMES
 from vidpipe.video.config import ExtractConfig
 
 Rows = Generator[dict[str, Any], None, None]
@@ -74,7 +75,7 @@ class Job:
             given = load_params(self.params).extract
             frames = {name: getattr(given, name) for name in FRAMES}
         else:
-            frames = frames_of(self.folders, models)
+            frames = frames_of(models)
         limits = {"max_frames": MAX_FRAMES, "min_frames": 1}
         return Opened(
             self,

@@ -31,6 +31,7 @@ from vidpipe.data.config import DataConfig, SamplingConfig
 from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.data.sampling import test_indices as middles
 from vidpipe.errors import VidpipeError
+from vidpipe.evaluation.evaluate import Evaluator
 from vidpipe.evaluation.evaluate import predict as evaluate
 from vidpipe.export.package import open_model
 from vidpipe.inference import fetch, models, segments
@@ -124,14 +125,15 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
         Clips(store, "val", trained.classes), trained.sampling, trained.transform, 1, crops
     )
     normalisation = (trained.backbone.mean, trained.backbone.std)
-    evaluated = evaluate(trained.model, views, normalisation, 4)
+    evaluator = Evaluator(trained.model, views, normalisation, use_of_time=False)
+    evaluated = evaluate(evaluator, 4)
 
     def as_decoded(row: int, indices: list[int]) -> np.ndarray:
         frames = segments.decode(root / f"{store.rows.id[row]}.mp4", config)[1]
         return np.stack(list(frames))[indices]
 
     monkeypatch.setattr(store, "read", as_decoded)
-    expected = evaluate(trained.model, views, normalisation, 4).probabilities
+    expected = evaluate(evaluator, 4).probabilities
     package = recording(folder / "one" / "package", tmp_path / "package", short_side=36, fps=None)
     opened = job(package, spatial_crops=crops).open()
     with predict.Decoders(opened) as decoders:

@@ -59,6 +59,7 @@ def describe(trained: TrainedModel, exported: VideoModel) -> dict[str, Any]:
         "backbone": trained.backbone.card(),
         "sampling": trained.sampling.model_dump(mode="json"),
         "transform": trained.transform.model_dump(mode="json"),
+        "extract": trained.extract,
         "classes": trained.classes,
         # Of the programs and of the served model; `load_package` gives the model behind normalisation.
         "input": {
@@ -102,6 +103,7 @@ def load_package(folder: Path) -> TrainedModel:
         sampling = SamplingConfig.model_validate(card["sampling"])
         transform = TransformConfig.model_validate(card["transform"])
         classes = [str(name) for name in card["classes"]]
+        extract = dict(card.get("extract", {}))
         facts = (known["weights_sha256"], known["activation"])
         normalisation = (tuple(known["mean"]), tuple(known["std"]))
     except (KeyError, TypeError, ValidationError) as error:
@@ -119,7 +121,7 @@ def load_package(folder: Path) -> TrainedModel:
     refuse_mismatch(str(tensors), model.state_dict(), state)
     model.load_state_dict(state)
     backbone = Backbone(vit, config, *facts, *normalisation)
-    return TrainedModel(model.eval(), backbone, classes, sampling, transform)
+    return TrainedModel(model.eval(), backbone, classes, sampling, transform, extract)
 
 
 def open_model(

@@ -23,9 +23,6 @@ from vidpipe.training.checkpoint import FORMAT as ADAPTER_FORMAT
 from vidpipe.training.checkpoint import TrainedModel
 from vidpipe.video.config import ExtractConfig
 
-FRAMES = ("short_side", "fps")
-"""Of extraction: what decides the pixels and the rate that a model has learned on."""
-
 
 def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str, TrainedModel]:
     """Adapters and packages by name. Adapters of one backbone share its tensors.
@@ -69,22 +66,18 @@ def _backbone(
     return known[key]
 
 
-def frames_of(folders: Sequence[Path], models: Mapping[str, TrainedModel]) -> dict[str, Any]:
-    """`extract.short_side` and `fps` as the models' folders record them (config.json: `extract`).
+def frames_of(models: Mapping[str, TrainedModel]) -> dict[str, Any]:
+    """`extract.short_side` and `fps` of the frames that the models learned on.
 
-    Where none does: the source's rate, and a short side in proportion to 256 pixels for inputs of
+    Where none knows: the source's rate, and a short side in proportion to 256 pixels for inputs of
     224. Raises VidpipeError where two of them differ.
     """
-    found: dict[Path, dict[str, Any]] = {}
-    for folder in folders:
-        recorded = read_json(folder / "config.json").get("extract")
-        if isinstance(recorded, Mapping) and "short_side" in recorded:
-            found[folder] = {name: recorded.get(name) for name in FRAMES}
-    for folder, frames in found.items():
+    found = {name: m.extract for name, m in models.items() if "short_side" in m.extract}
+    for name, frames in found.items():
         first, expected = next(iter(found.items()))
         if frames != expected:
             raise VidpipeError(
-                f"{folder}: made for frames of {_words(frames)}, {first} for {_words(expected)}; "
+                f"{name}: made for frames of {_words(frames)}, {first} for {_words(expected)}; "
                 "predict with each by itself, or name one with --params"
             )
     if found:

@@ -8,7 +8,7 @@ names, versions. No pickle. Version 1.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +40,11 @@ class TrainedModel:
     classes: list[str]
     sampling: SamplingConfig
     transform: TransformConfig
+    extract: dict[str, Any] = field(default_factory=dict)
+    """`short_side` and `fps` of the frames it learned on; empty where that is not known."""
+
+
+FRAMES = ("short_side", "fps")
 
 
 def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
@@ -52,7 +57,8 @@ def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
         config = config.model_copy(update={"pretrained_lr_scale": scale})
     frames = params.sampling.num_frames
     model = build_method(method, backbone.vit, len(classes), frames, config)
-    return TrainedModel(model, backbone, classes, params.sampling, params.transform)
+    extract = {key: getattr(params.extract, key) for key in FRAMES}
+    return TrainedModel(model, backbone, classes, params.sampling, params.transform, extract)
 
 
 def save_adapter(folder: Path, trained: TrainedModel, extra: dict[str, Any]) -> None:
@@ -75,6 +81,7 @@ def save_adapter(folder: Path, trained: TrainedModel, extra: dict[str, Any]) -> 
                 },
                 "sampling": trained.sampling.model_dump(mode="json"),
                 "transform": trained.transform.model_dump(mode="json"),
+                "extract": trained.extract,
                 "classes": trained.classes,
                 "training": extra,
             },
@@ -109,6 +116,7 @@ def load_adapter(
         sampling = SamplingConfig.model_validate(card["sampling"])
         transform = TransformConfig.model_validate(card["transform"])
         classes = list(card["classes"])
+        extract = dict(card.get("extract", {}))
     except (KeyError, TypeError, ValidationError) as error:
         raise VidpipeError(f"{source}: not a complete adapter description ({error})") from None
     if backbone is None:
@@ -134,7 +142,7 @@ def load_adapter(
         raise VidpipeError(f"{tensors}: not a readable safetensors file ({error})") from None
     model.load_adapter_state(state, str(tensors))
     model.eval()
-    return TrainedModel(model, backbone, classes, sampling, transform)
+    return TrainedModel(model, backbone, classes, sampling, transform, extract)
 
 
 def _shared(backbone: Backbone, size: int, folder: Path) -> Backbone:
