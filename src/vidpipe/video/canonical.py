@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import av
 import av.filter
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 Frame = NDArray[np.uint8]
@@ -34,6 +35,7 @@ class Canonical:
         # Some muxers write 0:1 or nonsense.
         self.aspect = pixel_aspect if pixel_aspect and 0.1 < pixel_aspect < 10 else 1.0
         self.size: tuple[int, int] | None = None
+        self.scaler = VideoReformatter()  # one for all frames: to set it up takes longer than to scale
 
     def __call__(self, frame: Any) -> Frame:
         if self.size is None:
@@ -53,10 +55,10 @@ class Canonical:
     def _scaled(self, frame: Any, pixels: str) -> Frame:
         assert self.size is not None
         width, height = self.size
-        scaled: Frame = frame.to_ndarray(
-            width=width, height=height, format=pixels, interpolation="AREA"
+        scaled = self.scaler.reformat(
+            frame, width=width, height=height, format=pixels, interpolation="AREA"
         )
-        return scaled
+        return cast(Frame, scaled.to_ndarray())
 
     def _tone_mapped(self, frame: Any) -> Frame:
         assert self.size is not None

@@ -6,6 +6,7 @@ import functools
 import importlib
 import io
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,8 +62,21 @@ def read_pyav(data: bytes, indices: Sequence[int]) -> Frames:
                 if frame is None:
                     raise ValueError(f"it ends after frame {position}; {index} was asked for")
                 position = frame.pts // step
-            found[index] = frame.to_ndarray(format="rgb24")
+            found[index] = _converter().reformat(frame, format="rgb24").to_ndarray()
     return np.stack([found[index] for index in indices])
+
+
+_own = threading.local()
+
+
+def _converter() -> Any:
+    """Of this thread. `frame.to_ndarray(format=...)` would set FFmpeg's scaler up for every frame,
+    which takes as long as to decode it."""
+    if not hasattr(_own, "converter"):
+        from av.video.reformatter import VideoReformatter
+
+        _own.converter = VideoReformatter()
+    return _own.converter
 
 
 def _key_frames(stream: Any, step: int) -> list[int]:
