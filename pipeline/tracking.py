@@ -121,10 +121,9 @@ class TrackedRun:
         tag = "vidpipe.package"
         if self.client.get_run(self.run_id).data.tags.get(tag) == package_hash:
             return self._alias(name, export)
-        mlflow.set_tracking_uri(self.uri)
         # MLflow asks for type hints in place of the signature that it has been given.
         warnings.filterwarnings("ignore", message=".*[Tt]ype hint", category=UserWarning)
-        with mlflow.start_run(run_id=self.run_id):
+        with _current(self.uri), mlflow.start_run(run_id=self.run_id):
             mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).with_name("serving.py")),
@@ -190,6 +189,22 @@ def tracked_run(
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+@contextmanager
+def _current(uri: str) -> Iterator[None]:
+    """MLflow's fluent calls go to `uri`. It puts that into the environment, where a later stage of this
+    process, in another folder, would take it for the user's wish."""
+    name = "MLFLOW_TRACKING_URI"
+    before = os.environ.get(name)
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def download(config: TrackingConfig, run_id: str, folder: str, target: Path) -> Path:

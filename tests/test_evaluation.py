@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -385,6 +386,15 @@ def test_the_report_is_one_page(evaluated: Path, monkeypatch: pytest.MonkeyPatch
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     assert command(monkeypatch, "report") == 0
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_stages_of_one_process_log_where_their_own_folder_says(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow keeps the last store in the environment; the next stage must not take it for a wish."""
+    monkeypatch.chdir(evaluated)
+    assert command(monkeypatch, "export", "--method", "aim", "--set", "export.formats=[]") == 0
+    assert "MLFLOW_TRACKING_URI" not in os.environ
 
 
 @pytest.mark.slow
