@@ -56,7 +56,7 @@ class Canonical:
         assert self.size is not None
         width, height = self.size
         scaled = self.scaler.reformat(
-            frame, width=width, height=height, format=pixels, interpolation="AREA"
+            frame, width=width, height=height, format=pixels, interpolation="AREA", threads=1
         )
         return cast(Frame, scaled.to_ndarray())
 

@@ -62,7 +62,7 @@ def read_pyav(data: bytes, indices: Sequence[int]) -> Frames:
                 if frame is None:
                     raise ValueError(f"it ends after frame {position}; {index} was asked for")
                 position = frame.pts // step
-            found[index] = _converter().reformat(frame, format="rgb24").to_ndarray()
+            found[index] = _converter().reformat(frame, format="rgb24", threads=1).to_ndarray()
     return np.stack([found[index] for index in indices])
 
 
@@ -71,7 +71,7 @@ _own = threading.local()
 
 def _converter() -> Any:
     """Of this thread. `frame.to_ndarray(format=...)` would set FFmpeg's scaler up for every frame,
-    which takes as long as to decode it."""
+    which takes as long as to decode it, and on threads, which a forked loader process has not."""
     if not hasattr(_own, "converter"):
         from av.video.reformatter import VideoReformatter
 
