@@ -82,7 +82,7 @@ def test_recipes_as_a_table_and_as_json(monkeypatch: pytest.MonkeyPatch) -> None
     ("arguments", "message"),
     [
         ([], "--method is missing: no --recipe; `vidpipe methods` lists them"),
-        (["--recipe", "weizmann"], "--method is missing: --recipe weizmann has no methods"),
+        (["--recipe", "weizmann"], "--method is missing: --recipe weizmann has 4 methods"),
         (["--recipe", "TWO"], r"--method is missing: --recipe .*two.yaml has 2 methods"),
         (["--method", "st_adaptor"], "no such method; nearest is st_adapter"),
     ],
