@@ -35,7 +35,9 @@ class Canonical:
         # Some muxers write 0:1 or nonsense.
         self.aspect = pixel_aspect if pixel_aspect and 0.1 < pixel_aspect < 10 else 1.0
         self.size: tuple[int, int] | None = None
-        self.scaler = VideoReformatter()  # one for all frames: to set it up takes longer than to scale
+        self.scaler = (
+            VideoReformatter()
+        )  # one for all frames: to set it up takes longer than to scale
 
     def __call__(self, frame: Any) -> Frame:
         if self.size is None:
