@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
@@ -25,7 +25,7 @@ from vidpipe.files import atomic_folder, read_json, write_json
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.training.checkpoint import FORMAT as ADAPTER_FORMAT
-from vidpipe.training.checkpoint import TrainedModel, load_adapter
+from vidpipe.training.checkpoint import TrainedModel, load_adapter, read_card, read_tensors
 from vidpipe.weights import refuse_mismatch
 
 __all__ = [
@@ -89,12 +89,7 @@ def load_package(folder: Path) -> TrainedModel:
     Raises VidpipeError when files are missing, corrupt or of another format.
     """
     source = folder / "config.json"
-    card = read_json(source)
-    if card.get("format") != FORMAT or card.get("version") != VERSION:
-        raise VidpipeError(
-            f"{source}: format {card.get('format')!r} version {card.get('version')!r}, expected "
-            f"{FORMAT!r} version {VERSION}"
-        )
+    card = read_card(source, FORMAT, VERSION)
     try:
         known = card["backbone"]
         config = BackboneConfig(source=known["source"], name=known["name"], weights="none")
@@ -112,12 +107,7 @@ def load_package(folder: Path) -> TrainedModel:
     vit = architecture(config, transform.size)
     model = build_method(method, vit, len(classes), sampling.num_frames, method_config)
     tensors = folder / "model.safetensors"
-    try:
-        state = load_file(tensors)
-    except FileNotFoundError:
-        raise VidpipeError(f"{tensors}: no such file") from None
-    except Exception as error:  # safetensors raises its own type for every corruption
-        raise VidpipeError(f"{tensors}: not a readable safetensors file ({error})") from None
+    state = read_tensors(tensors)
     refuse_mismatch(str(tensors), model.state_dict(), state)
     model.load_state_dict(state)
     backbone = Backbone(vit, config, *facts, *normalisation)

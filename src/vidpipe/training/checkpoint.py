@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
@@ -88,6 +88,27 @@ def save_adapter(folder: Path, trained: TrainedModel, extra: dict[str, Any]) -> 
         )
 
 
+def read_card(source: Path, form: str, version: int) -> dict[str, Any]:
+    """A model folder's config.json. Raises VidpipeError where it is of another format or version."""
+    card: dict[str, Any] = read_json(source)
+    if card.get("format") != form or card.get("version") != version:
+        raise VidpipeError(
+            f"{source}: format {card.get('format')!r} version {card.get('version')!r}, expected "
+            f"{form!r} version {version}"
+        )
+    return card
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Raises VidpipeError where the file is missing or damaged."""
+    try:
+        return load_file(file)
+    except FileNotFoundError:
+        raise VidpipeError(f"{file}: no such file") from None
+    except Exception as error:  # safetensors raises its own type for every corruption
+        raise VidpipeError(f"{file}: not a readable safetensors file ({error})") from None
+
+
 def load_adapter(
     folder: Path, weights: str | None = None, backbone: Backbone | None = None
 ) -> TrainedModel:
@@ -98,12 +119,7 @@ def load_adapter(
     those the adapter was trained on.
     """
     source = folder / "config.json"
-    card = read_json(source)
-    if card.get("format") != FORMAT or card.get("version") != VERSION:
-        raise VidpipeError(
-            f"{source}: format {card.get('format')!r} version {card.get('version')!r}, expected "
-            f"{FORMAT!r} version {VERSION}"
-        )
+    card = read_card(source, FORMAT, VERSION)
     try:
         recorded = card["backbone"]
         backbone_config = BackboneConfig(
@@ -134,12 +150,7 @@ def load_adapter(
         parameter = getattr(module := model.get_submodule(owner), leaf)
         setattr(module, leaf, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
     tensors = folder / "adapter.safetensors"
-    try:
-        state = load_file(tensors)
-    except FileNotFoundError:
-        raise VidpipeError(f"{tensors}: no such file") from None
-    except Exception as error:  # safetensors raises its own type for every corruption
-        raise VidpipeError(f"{tensors}: not a readable safetensors file ({error})") from None
+    state = read_tensors(tensors)
     model.load_adapter_state(state, str(tensors))
     model.eval()
     return TrainedModel(model, backbone, classes, sampling, transform, extract)
