@@ -8,7 +8,7 @@ from conftest import tiny_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vidpipe.backbones.ops import shift_frames
+from vidpipe.backbones.ops import shift_frames, shift_projection
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
 from vidpipe.methods.stdha import STDHAConfig, channel_groups
 
@@ -54,6 +54,13 @@ def test_shifted_channels_come_from_frame_t_plus_dt(
                 expected[clip * frames + t, :, part] = x[clip * frames + source, :, part]
                 first += channels
     assert torch.equal(shift_frames(x, frames, tuple(groups)), expected)
+    projected = torch.cat([x, x, x], dim=-1)  # as qkv lies
+    for recorded in (True, False):
+        _, k, v = projected.clone().chunk(3, dim=-1)
+        with torch.set_grad_enabled(recorded):
+            assert torch.equal(shift_projection(k, frames, tuple(groups)), expected)
+        assert torch.equal(k, x) or not recorded  # in place without a graph only
+        assert torch.equal(v, x)
 
 
 @given(own=st.lists(offsets, min_size=3, max_size=3), ratio=st.none() | st.floats(0.1, 1))

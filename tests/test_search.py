@@ -52,7 +52,7 @@ values = st.recursive(
 
 
 def as_flow(chosen: list[Any]) -> str:
-    """In flow style, as a choice is written: there `?0` needs its quotes, alone on a line it does not."""
+    """As a choice is written: in flow style `?0` needs its quotes, alone on a line it does not."""
     return yaml.safe_dump(chosen, default_flow_style=True, width=10**6).strip()[1:-1]
 
 

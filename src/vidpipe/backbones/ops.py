@@ -65,22 +65,48 @@ def overwrite_linear(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
     layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
 
 
-def shift_frames(x: Tensor, num_frames: int, offsets: tuple[tuple[int, int], ...]) -> Tensor:
+Groups = tuple[tuple[int, int], ...]
+"""((channels, dt), ...) covering the width."""
+
+
+def shift_frames(x: Tensor, num_frames: int, offsets: Groups) -> Tensor:
     """Take channel groups of (B*T, N, D) from other frames (ZeroI2V, STDHA; paper section 3.2).
 
-    `offsets` is ((channels, dt), ...) covering D. A group with offset dt comes from frame t + dt;
-    where that frame is outside the clip the frame keeps its own, as in the released code (neither
-    zero padding nor a roll). Slices and `cat` only: the backward of an index is much slower.
+    A group with offset dt comes from frame t + dt; where that frame is outside the clip the frame
+    keeps its own, as in the released code (neither zero padding nor a roll). Slices and `cat` only:
+    the backward of an index is much slower.
     """
     if all(dt == 0 for _, dt in offsets):
         return x
-    x_BTND = x.unflatten(0, (-1, num_frames))
     groups = []
-    for group, (_, dt) in zip(x_BTND.split([c for c, _ in offsets], dim=-1), offsets, strict=True):
-        if dt == 0 or abs(dt) >= num_frames:
-            groups.append(group)
-        elif dt < 0:
-            groups.append(torch.cat([group[:, :-dt], group[:, :dt]], dim=1))
-        else:
-            groups.append(torch.cat([group[:, dt:], group[:, -dt:]], dim=1))
+    for group, dt in _by_frame(x, num_frames, offsets):
+        if dt < 0:
+            group = torch.cat([group[:, :-dt], group[:, :dt]], dim=1)
+        elif dt > 0:
+            group = torch.cat([group[:, dt:], group[:, -dt:]], dim=1)
+        groups.append(group)
     return torch.cat(groups, dim=-1).flatten(0, 1)
+
+
+def shift_projection(x: Tensor, num_frames: int, offsets: Groups) -> Tensor:
+    """`shift_frames` of keys or values that nothing else reads.
+
+    Without a graph they are shifted where they lie: what moves is copied twice, the rest not at all.
+    That is what keeps a merged ZeroI2V at the image model's cost. Hooks of the projection see them
+    shifted.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return shift_frames(x, num_frames, offsets)
+    for group, dt in _by_frame(x, num_frames, offsets):
+        if dt < 0:
+            group[:, -dt:] = group[:, :dt].clone()
+        elif dt > 0:
+            group[:, :-dt] = group[:, dt:].clone()
+    return x
+
+
+def _by_frame(x: Tensor, num_frames: int, offsets: Groups) -> list[tuple[Tensor, int]]:
+    """Each group as a view (B, T, N, channels), and its dt; 0 where all of it keeps its own frame."""
+    groups = x.unflatten(0, (-1, num_frames)).split([channels for channels, _ in offsets], dim=-1)
+    reach = (dt if abs(dt) < num_frames else 0 for _, dt in offsets)
+    return list(zip(groups, reach, strict=True))

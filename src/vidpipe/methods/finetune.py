@@ -17,7 +17,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import attend, embed, shift_frames, to_space, to_time
+from vidpipe.backbones.ops import attend, embed, shift_projection, to_space, to_time
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
 
@@ -143,8 +143,8 @@ class FineTune(VideoModel):
         """A quarter of every head's K and V channels from each neighbouring frame."""
         attn = cast(Attention, block.attn)
         q, k, v = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
-        k = shift_frames(k, num_frames, self.offsets)
-        v = shift_frames(v, num_frames, self.offsets)
+        k = shift_projection(k, num_frames, self.offsets)
+        v = shift_projection(v, num_frames, self.offsets)
         x = x + block.ls1(attend(attn, q, k, v))
         return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
 

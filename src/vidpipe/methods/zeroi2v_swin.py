@@ -14,7 +14,7 @@ from timm.models import SwinTransformer
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import shift_frames
+from vidpipe.backbones.ops import shift_projection
 from vidpipe.backbones.swin import (
     attend_in_windows,
     blocks_of_stage,
@@ -54,7 +54,7 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
         self.declare(self.adapters, self.temporal_embedding, self.swin.norm)
 
     def _stage_offsets(self, config: ZeroI2VConfig) -> list[tuple[tuple[int, int], ...]]:
-        """For each stage the (channels, dt) groups that `shift_frames` takes."""
+        """For each stage the (channels, dt) groups that `shift_projection` takes."""
         if config.channel_offsets is not None:
             raise VidpipeError("methods.zeroi2v.channel_offsets: for ViTs; give head_offsets")
         attentions = [blocks_of_stage(stage)[0].attn for stage in stages_of(self.swin)]
@@ -78,7 +78,7 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
         def shift(y: Tensor) -> Tensor:
             # The windows of a frame are consecutive: with their tokens they are one axis of it.
             tokens = y.unflatten(0, (x.shape[0], -1))
-            moved = shift_frames(tokens.flatten(1, 2), num_frames, offsets)
+            moved = shift_projection(tokens.flatten(1, 2), num_frames, offsets)
             return moved.view(tokens.shape).flatten(0, 1)
 
         out = self._adapt(index, "attn_out", attend_in_windows(block, q, shift(k), shift(v)))
