@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import fold_frames
+from vidpipe.cpu import use_cpu
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.registry import METHODS, build_method
 
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="for all settings together")
     parser.add_argument("--no-onnx", action="store_true")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    use_cpu(given.threads)
     torch.manual_seed(0)
     device = torch.device(given.device)
     # fp32 first: the models are cast in place.

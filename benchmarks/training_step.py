@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from vidpipe.config import TrainConfig
+from vidpipe.cpu import use_cpu
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.profile import saved_by_block
 from vidpipe.training.optim import make_optimizer
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    use_cpu(given.threads)
     config = TrainConfig(epochs=1, batch_size=1, warmup_epochs=0)
     models = {}
     for name in FLOORS:

@@ -14,6 +14,7 @@ from pipeline.console import progress
 from pipeline.tracking import tracked_run
 from pipeline.workspace import Workspace, data_hash, folder_hash, open_store
 from vidpipe.config import Params, config_hash
+from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import require_same_classes
@@ -31,7 +32,7 @@ from vidpipe.viz.plots import plot_calibration, plot_confusion
 
 
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
-    torch.set_num_threads(params.train.threads)
+    use_cpu(params.train.threads)
     config = params.evaluate
     trained = load_adapter(workspace.adapter(method), params.backbone.weights)
     _check_pairs(params, trained)
@@ -139,7 +140,7 @@ def _on_ray(
     def make() -> Evaluator:
         os.chdir(here)  # paths in params are relative to the project
         own = Params.model_validate(values)
-        torch.set_num_threads(own.train.threads)
+        use_cpu(own.train.threads)
         return build(own, method, Workspace(Path(root)))
 
     def apply(batches: list[range]) -> Iterator[dict[str, Any]]:

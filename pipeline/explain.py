@@ -66,12 +66,12 @@ def explain(
 
 def run(params: Params, method: str, workspace: Workspace, options: dict[str, Any]) -> list[Path]:
     """A strip and an animated file a clip, in models/METHOD/explanation and in MLflow."""
-    import torch
 
     from pipeline.console import progress
     from pipeline.tracking import tracked_run
     from pipeline.workspace import data_hash, folder_hash, open_store
     from vidpipe.config import config_hash
+    from vidpipe.cpu import use_cpu
     from vidpipe.data.dataset import Clips, ViewSet
     from vidpipe.explain import explain_clip
     from vidpipe.explain.attention import block_index
@@ -79,7 +79,7 @@ def run(params: Params, method: str, workspace: Workspace, options: dict[str, An
     from vidpipe.files import atomic_folder
     from vidpipe.viz.explain import plot_strip, write_animation
 
-    torch.set_num_threads(params.train.threads)
+    use_cpu(params.train.threads)
     model_folder = workspace.adapter(method)
     if not model_folder.exists() and workspace.package(method).exists():
         model_folder = workspace.package(method)  # all that a deployed model has

@@ -16,6 +16,7 @@ from pipeline.console import console
 from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.workspace import Workspace, folder_hash, open_store
 from vidpipe.config import ExportConfig, Params, config_hash
+from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, ViewSet, to_input, view_loader
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import require_same_classes
@@ -40,7 +41,7 @@ from vidpipe.video.store import read_manifest
 
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     """Merge where possible, prove, package, log and register. Nothing is published unproven."""
-    torch.set_num_threads(params.train.threads)
+    use_cpu(params.train.threads)
     require(params.export.formats)
     adapter = workspace.adapter(method)
     trained = load_adapter(adapter, params.backbone.weights)

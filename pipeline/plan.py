@@ -18,6 +18,7 @@ import typer
 
 from pipeline.workspace import Workspace, open_store, training_hash
 from vidpipe.config import Params, TrainConfig
+from vidpipe.cpu import use_cpu
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet, to_input, train_loader, view_loader
 from vidpipe.data.mixing import PairMixer
@@ -50,7 +51,7 @@ def run(params: Params, method: str, workspace: Workspace) -> None:
 def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     """What there is to print, in order. Raises VidpipeError as the training would."""
     train = params.train
-    torch.set_num_threads(train.threads)
+    use_cpu(train.threads)
     store = open_store(workspace, params)
     torch.manual_seed(train.seed)
     trained = new_model(params, method, list(store.classes))

@@ -21,6 +21,7 @@ from pipeline.stopping import Interrupted, StopRequest, asked
 from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.config import Params
+from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import VidpipeError
@@ -40,7 +41,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     published is not repeated. What decides both is the hash of all that goes into it.
     Raises Interrupted when asked to stop, its state saved.
     """
-    torch.set_num_threads(params.train.threads)
+    use_cpu(params.train.threads)
     store = open_store(workspace, params)
     classes = list(store.classes)
     trained = _seeded_model(params, method, classes)
@@ -214,7 +215,7 @@ def worker(payload: dict[str, Any]) -> None:
     os.chdir(payload["cwd"])  # paths in params are relative to the project
     params = Params.model_validate(payload["params"])
     method, classes = payload["method"], payload["classes"]
-    torch.set_num_threads(params.train.threads)
+    use_cpu(params.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     store = open_store(Workspace(Path(payload["store"]).parents[1]), params)
     trained = _seeded_model(params, method, classes)

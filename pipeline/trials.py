@@ -29,6 +29,7 @@ from pipeline.space import Domain, Space, overrides, resolve
 from pipeline.tracking import TrackedRun, tracked_run
 from pipeline.workspace import Workspace, open_store
 from vidpipe.config import TrackingConfig, TrainConfig, config_hash
+from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import VidpipeError
@@ -86,7 +87,7 @@ def trial(payload: Mapping[str, Any], sampled: dict[str, Any]) -> None:
     """One training, in a process of Ray Tune. It reports every epoch until it ends or is stopped."""
     os.chdir(payload["cwd"])  # paths in params are relative to the project
     params = resolve(payload["raw"], overrides(sampled), payload["epochs"])
-    torch.set_num_threads(params.train.threads)
+    use_cpu(params.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     data = params.data.model_copy(update={"store": payload["store"]})
     store = open_store(Workspace(Path()), params.model_copy(update={"data": data}))
