@@ -36,8 +36,9 @@ test: $(READY) ## Run the whole test suite; all but the end-to-end tests two at 
 	python -m pytest tests/e2e
 	python -m pytest -n 2 --dist loadgroup --ignore tests/e2e
 
-test-long: $(READY) ## Run what `make test` leaves out: real searches, a cluster that loses a node
+test-long: $(READY) ## Run what `make test` leaves out: searches, lost nodes, new random examples
 	python -m pytest -m long
+	python -m pytest -n 2 -m "hypothesis and not long" --hypothesis-profile=explore
 
 test-fast: $(READY) ## Run the tests that take seconds
 	python -m pytest -m "not slow and not long"

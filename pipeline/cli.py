@@ -85,7 +85,7 @@ def train(
     """
     resolved = _params(params, recipe, data_root, set)
     method = _method(method, recipe, resolved)
-    _warn_of_start(recipe)
+    _warn_of_start(recipe, resolved)
     if dry_run:
         from pipeline.plan import run as show
 

@@ -66,16 +66,16 @@ def choose_method(method: str | None, recipe: str | None, params: Params) -> str
     return method
 
 
-def warn_of_start(recipe: str | None) -> None:
-    """Say it where the published number began with an adapter that training does not load yet."""
+def warn_of_start(recipe: str | None, params: Params) -> None:
+    """Say it where the published number began with an adapter and this training does not."""
     from pipeline.console import console
     from pipeline.recipes import load_recipe
 
     start = load_recipe(recipe).starts_from if recipe else None
-    if start is not None:
+    if start is not None and params.train.starts_from is None:
         console.print(
             f"warning: the published accuracy of {recipe} starts from the adapter of {start}; "
-            "this training starts without one, so expect less"
+            "expect less, or give its folder: --set train.starts_from=FOLDER"
         )
 
 

@@ -69,14 +69,18 @@ def data_hash(workspace: Workspace, params: Params) -> str:
 
 
 def training_hash(params: Params, method: str, workspace: Workspace, weights_sha256: str) -> str:
-    """Identity of one training: the same settings, data and backbone give the same name."""
+    """Identity of one training: the same settings, data, backbone and start give the same name."""
+    # Where a copy lies changes nothing; where it starts from, what lies there.
+    start = params.train.starts_from
+    began = None if start is None else sha256(Path(start) / "adapter.safetensors")
+    train = params.train.model_copy(update={"storage": None, "starts_from": began})
     return config_hash(
         method,
         params.method(method),
         params.subset,
         params.sampling,
         params.transform,
-        params.train.model_copy(update={"storage": None}),  # where a copy lies changes nothing
+        train,
         data_hash(workspace, params),
         weights_sha256,
     )

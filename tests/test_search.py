@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import PROJECT
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from small_store import small_project
 
@@ -56,7 +56,6 @@ def as_flow(chosen: list[Any]) -> str:
     return yaml.safe_dump(chosen, default_flow_style=True, width=10**6).strip()[1:-1]
 
 
-@settings(deadline=None)
 @example(["?0", "0?", "a, b", "]"])
 @given(st.lists(values, min_size=1, max_size=4))
 def test_a_choice_means_its_yaml_values_whatever_they_hold(chosen: list[Any]) -> None:
@@ -67,7 +66,6 @@ def test_a_choice_means_its_yaml_values_whatever_they_hold(chosen: list[Any]) ->
     assert not any("\n" in choice for choice in domain.choices)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_text_is_a_space_or_one_line(text: str) -> None:
     for candidate in (text, f"train.x={text}", f"train.x=choice({text})", f"a=uniform({text})"):

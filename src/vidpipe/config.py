@@ -56,6 +56,11 @@ class TrainConfig(Section):
         "0: all blocks; null: none",
     )
     compile: bool = Field(False, description="torch.compile; minutes at the start, bits may differ")
+    starts_from: str | None = Field(
+        None,
+        description="adapter folder to begin with, of the same method on the same weights; its head, "
+        "too, where the classes are the same",
+    )
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; null: at the end of each epoch"
     )

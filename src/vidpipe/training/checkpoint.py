@@ -29,6 +29,8 @@ from vidpipe.methods.registry import METHODS, VideoModel, build_method
 FORMAT, VERSION = "vidpipe-adapter", 1
 CLIP_LR_SCALE = 0.01
 """Of the backbone's own weights when a CLIP is fine-tuned in full."""
+ONLY_TRAINING = {*MethodConfig.model_fields, "adapter_dropout", "mlp_dropout", "drop_path"}
+"""Options of methods that decide how they are trained, not what their tensors do."""
 
 
 @dataclass
@@ -48,7 +50,7 @@ FRAMES = ("short_side", "fps")
 
 
 def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
-    """The untrained model that `params` describe."""
+    """The model that `params` describe, before its training."""
     backbone = load_backbone(params.backbone, params.transform.size)
     config = params.method(method)
     if config.pretrained_lr_scale is None:
@@ -58,7 +60,44 @@ def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
     frames = params.sampling.num_frames
     model = build_method(method, backbone.vit, len(classes), frames, config)
     extract = {key: getattr(params.extract, key) for key in FRAMES}
-    return TrainedModel(model, backbone, classes, params.sampling, params.transform, extract)
+    own = TrainedModel(model, backbone, classes, params.sampling, params.transform, extract)
+    if params.train.starts_from is not None:
+        start_from(own, Path(params.train.starts_from))
+    return own
+
+
+def start_from(own: TrainedModel, folder: Path) -> None:
+    """Give `own` what adapter `folder` trained; not its head where that is for other classes.
+
+    Raises VidpipeError where the adapter is of another method, other options that change what its
+    tensors mean, or another backbone's weights.
+    """
+    source, model = folder / "config.json", own.model
+    card = read_card(source, FORMAT, VERSION)
+    try:
+        method, options = card["method"], dict(card["method_config"])
+        weights, classes = card["backbone"]["weights_sha256"], list(card["classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise VidpipeError(f"{source}: not a complete adapter description ({error})") from None
+    where = f"train.starts_from: {folder}"
+    if method != model.name:
+        raise VidpipeError(f"{where}: an adapter of {method}, but {model.name} is to be trained")
+    if weights != own.backbone.sha256:
+        raise VidpipeError(
+            f"{where}: trained on weights {weights[:12]}, but {own.backbone.config.weights} has "
+            f"{own.backbone.sha256[:12]}; name the right backbone.weights"
+        )
+    for name, value in model.config.model_dump(mode="json").items():
+        if name not in ONLY_TRAINING and options.get(name) != value:
+            raise VidpipeError(
+                f"{where}: trained with methods.{method}.{name} {options.get(name)}, not {value}; "
+                "its tensors mean something else with that"
+            )
+    tensors = folder / "adapter.safetensors"
+    state = read_tensors(tensors)
+    if classes != own.classes:
+        state |= {n: t for n, t in model.adapter_state().items() if n.startswith("head.")}
+    model.load_adapter_state(state, str(tensors))
 
 
 def save_adapter(folder: Path, trained: TrainedModel, extra: dict[str, Any]) -> None:
