@@ -52,6 +52,11 @@ def report(metrics: dict[str, float]) -> None:
     ray.train.report(metrics)
 
 
+def where_ray_is() -> str:
+    """RAY_ADDRESS, or `local`: a Ray of our own. Told nothing, Ray joins whichever runs here."""
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
 def train(worker: Worker, payload: dict[str, Any], config: TrainConfig, folder: Path) -> None:
     """Run `worker(payload)` on `config.num_workers` workers (0: in this process).
 
@@ -145,7 +150,12 @@ def _cluster(config: TrainConfig, use_gpu: bool) -> Any:
     already = ray.is_initialized()
     if not already:
         # Workers import this project from where it is installed; Ray must not try to ship it.
-        ray.init(include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+        ray.init(
+            where_ray_is(),
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
     try:
         _refuse_impossible(config, use_gpu)
         yield
@@ -190,9 +200,9 @@ def _ray_at(address: str, cpus: int, option: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    where = {"num_cpus": cpus} if address == "local" else {"address": address}
+    own = cpus if address == "local" else None
     try:
-        ray.init(include_dashboard=False, logging_level=logging.WARNING, **where)
+        ray.init(address, num_cpus=own, include_dashboard=False, logging_level=logging.WARNING)
     except (ConnectionError, ValueError, RuntimeError) as error:
         line = (str(error).splitlines() or ["no answer"])[0]
         raise VidpipeError(f"{option}: the Ray at {address}: {line}") from None

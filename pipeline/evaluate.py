@@ -144,7 +144,7 @@ def _on_ray(
         return build(own, method, Workspace(Path(root)))
 
     def apply(batches: list[range]) -> Iterator[dict[str, Any]]:
-        address = os.environ.get("RAY_ADDRESS", "local")
+        address = cluster.where_ray_is()
         workers = params.evaluate.num_workers
         yield from cluster.spread(batches, make, workers, address, "evaluate", use_gpu(params))
 

@@ -111,7 +111,7 @@ def _decode(
     tasks: Iterable[Task], config: ExtractConfig, work: Work
 ) -> Iterator[tuple[int, Extracted]]:
     address = config.ray_address or os.environ.get("RAY_ADDRESS")
-    if address is None:
+    if not address:
         yield from decode_here(tasks, config, work, config.num_workers)
     else:
         from pipeline import cluster

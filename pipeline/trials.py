@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from pipeline import cluster  # noqa: F401  # isort: skip  (sets Ray's environment)
+from pipeline import cluster  # isort: skip  (sets Ray's environment)
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -199,9 +199,7 @@ def _ray(config: TrainConfig, concurrent: int) -> Iterator[None]:
     """RAY_ADDRESS's cluster, or a Ray of our own; refused where the trials do not fit."""
     already = ray.is_initialized()
     if not already:
-        # Without an address Ray would join any cluster that was started on this machine.
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(cluster.where_ray_is(), log_to_driver=False, logging_level=logging.WARNING)
     try:
         have, need = ray.cluster_resources(), _resources(config)
         fits = min(int(have.get(key, 0) // amount) for key, amount in need.items())
