@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +72,22 @@ def run_trials(
     with _ray(config, search.concurrent):
         results = _fit(folder, payload, space, search, config, nested)
         # `result.config` is empty for a trial that failed before a search went on.
-        made = enumerate(results._experiment_analysis.trials)
+        trials = results._experiment_analysis.trials
+        of = {trial.trial_id: results[i] for i, trial in enumerate(trials)}
         return [
             Outcome(
                 {key: trial.config[key] for key in space},
                 result.metrics or {},
                 first_line(result.error) if result.error is not None else None,
             )
-            for trial, result in ((trial, results[i]) for i, trial in made)
+            for trial, result in ((trial, of[trial.trial_id]) for trial in as_made(trials))
         ]
+
+
+def as_made(trials: Iterable[Any]) -> list[Any]:
+    """In the order they were made. A search that goes on holds them by the time of their last report;
+    Tune's searchers count them in the tag's first part."""
+    return sorted(trials, key=lambda trial: int(trial.experiment_tag.partition("_")[0]))
 
 
 def trial(payload: Mapping[str, Any], sampled: dict[str, Any]) -> None:
@@ -128,7 +135,7 @@ class NestedRuns(tune.Callback):
 
     def _open(self, trials: list[Any], trial: Any) -> TrackedRun:
         if trial.trial_id not in self.opened:
-            number = trials.index(trial) + 1
+            number = as_made(trials).index(trial) + 1
             sets = dict(text.split("=", 1) for text in overrides(trial.config))
             own = config_hash(self.identity, number, sets)
             # Entered and left by hand: the run stays open between Tune's calls.
