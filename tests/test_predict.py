@@ -108,7 +108,7 @@ def test_a_segment_holds_the_frames_that_evaluation_takes(videos: Path) -> None:
 def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
     folder: Path, tmp_path: Path, crops: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Near those of the store; to the bit, nearly, where the store gives frames as decoded."""
+    """The store's frames are near those decoded; given these, evaluation gives what predict gives."""
     root = tmp_path / "videos"
     for label in ("left", "right", "up"):
         (root / label).mkdir(parents=True)
@@ -127,10 +127,14 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
     normalisation = (trained.backbone.mean, trained.backbone.std)
     evaluator = Evaluator(trained.model, views, normalisation, use_of_time=False)
     evaluated = evaluate(evaluator, 4)
+    stored = store.read
 
     def as_decoded(row: int, indices: list[int]) -> np.ndarray:
         frames = segments.decode(root / f"{store.rows.id[row]}.mp4", config)[1]
-        return np.stack(list(frames))[indices]
+        decoded = np.stack(list(frames))[indices]
+        # Of pixels: this random model's probabilities may part by a quarter over such a difference.
+        assert np.abs(decoded.astype(int) - stored(row, indices)).mean() < 1
+        return decoded
 
     monkeypatch.setattr(store, "read", as_decoded)
     expected = evaluate(evaluator, 4).probabilities
@@ -141,7 +145,6 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
         found = {r["path"]: r for r in opened.rows(files, decoders.guards, 3)}
     p = torch.tensor([found[file]["all_probabilities"] for file in files])
     torch.testing.assert_close(p, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(p, evaluated.probabilities, atol=0.15, rtol=0)
     assert p.max() - p.min() > 0.2, "a model that says the same of everything would show nothing"
 
 
