@@ -66,7 +66,6 @@ def explain(
 
 def run(params: Params, method: str, workspace: Workspace, options: dict[str, Any]) -> list[Path]:
     """A strip and an animated file a clip, in models/METHOD/explanation and in MLflow."""
-
     from pipeline.console import progress
     from pipeline.tracking import tracked_run
     from pipeline.workspace import data_hash, folder_hash, open_store

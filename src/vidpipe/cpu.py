@@ -21,9 +21,8 @@ def use_cpu(threads: int) -> None:
 def keep_freed_memory() -> None:
     """Let glibc's malloc keep what is freed; elsewhere nothing happens.
 
-    It gives tensors over 32 MiB back to the kernel, and every step gets them anew, page by page: a
-    fifth of a training step on a CPU. In return the process keeps its peak, some per cent higher,
-    until it ends.
+    It gives tensors over 32 MiB back to the kernel, and every step gets them anew, page by page,
+    which shows in a training step on a CPU. In return the process keeps its peak until it ends.
     """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library

@@ -88,8 +88,8 @@ class STDHA(VideoModel):
         return x + block.ls2(self.mlp(index, block, x))
 
     def _attention(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        # Apart from `block`, or q, k and v would still be held while the MLP asks for memory: at
-        # inference it would get fresh pages instead of theirs, which makes its GELU twice as slow.
+        # Apart from `block`, which would still hold q, k and v at inference while the MLP asks for
+        # memory.
         groups, shifted = self.offsets[index], self.config.shifted
         n = block.norm1(x)
         if shifted == "cls":

@@ -82,11 +82,7 @@ def start_from(own: TrainedModel, folder: Path) -> None:
     where = f"train.starts_from: {folder}"
     if method != model.name:
         raise VidpipeError(f"{where}: an adapter of {method}, but {model.name} is to be trained")
-    if weights != own.backbone.sha256:
-        raise VidpipeError(
-            f"{where}: trained on weights {weights[:12]}, but {own.backbone.config.weights} has "
-            f"{own.backbone.sha256[:12]}; name the right backbone.weights"
-        )
+    _refuse_other_weights(where, weights, own.backbone)
     for name, value in model.config.model_dump(mode="json").items():
         if name not in ONLY_TRAINING and options.get(name) != value:
             raise VidpipeError(
@@ -178,11 +174,7 @@ def load_adapter(
         backbone = load_backbone(backbone_config, transform.size)
     else:
         backbone = _shared(backbone, transform.size, folder)
-    if backbone.sha256 != recorded["weights_sha256"]:
-        raise VidpipeError(
-            f"{folder}: trained on weights {recorded['weights_sha256'][:12]}, but "
-            f"{backbone.config.weights} has {backbone.sha256[:12]}; name the right backbone.weights"
-        )
+    _refuse_other_weights(str(folder), recorded["weights_sha256"], backbone)
     model = build_method(method, backbone.vit, len(classes), sampling.num_frames, method_config)
     for name in model.carried():  # may be a part of a backbone that others use
         owner, _, leaf = name.rpartition(".")
@@ -193,6 +185,14 @@ def load_adapter(
     model.load_adapter_state(state, str(tensors))
     model.eval()
     return TrainedModel(model, backbone, classes, sampling, transform, extract)
+
+
+def _refuse_other_weights(where: str, recorded: str, backbone: Backbone) -> None:
+    if backbone.sha256 != recorded:
+        raise VidpipeError(
+            f"{where}: trained on weights {recorded[:12]}, but {backbone.config.weights} has "
+            f"{backbone.sha256[:12]}; name the right backbone.weights"
+        )
 
 
 def _shared(backbone: Backbone, size: int, folder: Path) -> Backbone:
