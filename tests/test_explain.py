@@ -56,12 +56,14 @@ def clip(seed: int = 3) -> Tensor:
     return torch.randn(1, 3, T, 24, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def outputs(model: VideoModel, layer: nn.Module) -> list[Tensor]:
-    """Of every call of `layer` in one forward."""
+def outputs(model: VideoModel, layer: nn.Module, video: Tensor | None = None) -> list[Tensor]:
+    """Of every call of `layer` in one forward, for all tokens of the last block too."""
     seen: list[Tensor] = []
     handle = layer.register_forward_hook(lambda _, __, y: seen.append(y.detach()))
+    model.every_token = True
     with torch.no_grad():
-        model(clip())
+        model(clip() if video is None else video)
+    model.every_token = False
     handle.remove()
     return seen
 
@@ -225,9 +227,7 @@ def test_as_many_frames_as_tokens_are_still_told_apart() -> None:
     video = torch.randn(1, 3, 5, 16, 16)
     maps = attention_maps(model.eval(), video)
     assert maps.heads.shape == (5, HEADS, 2, 2)
-    seen: list[Tensor] = []
-    model.blocks[-1].attn.qkv.register_forward_hook(lambda _, __, y: seen.append(y.detach()))
-    model(video)
+    seen = outputs(model, model.blocks[-1].attn.qkv, video)
     for found, layer in ((maps.over_time, seen[0]), (None, seen[1])):
         q, k, _ = layer.unflatten(-1, (3, HEADS, -1)).unbind(2)
         expected = probabilities(q[0, 0, 1], k[0, :, 1])
@@ -246,6 +246,20 @@ def test_the_query_of_a_clip_reads_the_tokens_of_all_frames(name: str) -> None:
     for h in range(HEADS):
         expected = probabilities(q[0, 0, h], k[0, :, h]).view(T, 2 + PATCHES)[:, 2:]
         torch.testing.assert_close(found[h].flatten(1), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "aim", "attentional_pooling"])
+def test_one_frame_has_no_query_of_its_clip(name: str) -> None:
+    """The last block's one query must not be taken for a decoder's, nor a decoder's for its."""
+    model = build_method(name, tiny_vit(), CLASSES, 1, METHODS[name].Config())
+    randomise(model, seed=2)
+    video = torch.randn(1, 3, 1, 32, 32)
+    maps = attention_maps(model.eval(), video)
+    qkv = outputs(model, model.blocks[-1].attn.qkv, video)[-1]
+    q, k, _ = qkv.unflatten(-1, (3, HEADS, -1)).unbind(2)
+    expected = probabilities(q[0, 0, 1], k[0, :, 1])[1:]
+    torch.testing.assert_close(maps.heads[0, 1].flatten(), expected, atol=1e-6, rtol=1e-4)
+    assert (maps.clip_query is not None) == (name == "attentional_pooling")
 
 
 def test_without_a_class_token_it_is_the_mean_over_queries() -> None:
@@ -269,7 +283,7 @@ def test_what_cannot_be_explained_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     for block in model.blocks:
         block.attn.fused_attn = False
     with pytest.raises(VidpipeError, match="TIMM_FUSED_ATTN"):
-        attention_maps(model, clip())
+        attention_maps(model, clip(), 0)
     with pytest.raises(VidpipeError, match="evl runs its backbone without gradients"):
         grad_cam(build("evl", {"num_layers": 1}), clip(), 0)
     monkeypatch.setitem(sys.modules, "captum.attr", None)

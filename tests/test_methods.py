@@ -7,6 +7,8 @@ import copy
 import pytest
 import torch
 from conftest import randomise, tiny_vit
+from timm.layers import DropPath
+from torch import nn
 
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
@@ -102,6 +104,40 @@ def test_only_the_declared_parameters_move(name: str, options: dict) -> None:
     assert {"head.weight", "head.bias"} <= trained
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]) == (key not in trained), key
+
+
+@every
+@pytest.mark.parametrize("registers", [0, 2])
+def test_what_the_last_block_leaves_out_is_read_by_nothing(
+    name: str, options: dict, registers: int
+) -> None:
+    """Same logits and same gradients, in fp64, as with every token through every block."""
+    config = METHODS[name].Config.model_validate(options)
+    vit = tiny_vit(reg_tokens=registers)
+    model = build_method(name, vit, CLASSES, T, config).double()
+    randomise(model)
+    for module in model.modules():  # no chance: both runs see the same
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    tokens: list[int] = []
+    model.blocks[-1].mlp.fc1.register_forward_pre_hook(lambda _, x: tokens.append(x[0].shape[1]))
+    found = []
+    for model.every_token in (True, False):
+        model.train().zero_grad()
+        logits = model(clip().double())
+        logits.square().sum().backward()
+        found.append((logits, [p.grad for p in model.parameters() if p.requires_grad]))
+    (logits, gradients), (own_logits, own_gradients) = found
+    torch.testing.assert_close(own_logits, logits, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(own_gradients, gradients, atol=1e-9, rtol=1e-9)
+    # An adapter behind the attention works on the patches, even where nothing reads them any more.
+    behind = any(p in str(options) for p in ("after_attn", "before_mlp", "after_mlp"))
+    if name in {"attentional_pooling", "evl"} or behind:
+        assert tokens[-1] == tokens[0]
+    else:
+        assert tokens[-1] == 1 + registers < tokens[0]
 
 
 @every

@@ -308,7 +308,6 @@ def test_a_killed_search_goes_on(project: Path, how: signal.Signals) -> None:
 
 @pytest.mark.long
 def test_optuna_searches_the_same_twice(project: Path) -> None:
-    pytest.importorskip("optuna")
     words = (*TUNE[:4], "1", "--trials", "3", "--space", "methods.st_adapter.lr=uniform(1e-4,1e-2)")
     tables = []
     for _ in range(2):

@@ -64,7 +64,8 @@ def macs_by_kind(
 ) -> tuple[float, float]:
     """(products, convolutions and attention; LayerNorms at 5 an element), of one clip.
 
-    `num_frames` 0 stands for an image model, which takes (1, 3, H, W).
+    `num_frames` 0 stands for an image model, which takes (1, 3, H, W). Every token passes every block,
+    as in the papers' code; a run leaves out what nothing reads (`VideoModel.kept_tokens`).
     """
     norm_elements = 0
 
@@ -75,12 +76,14 @@ def macs_by_kind(
     handles = [
         m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.LayerNorm)
     ]
-    training = model.training
+    training, own = model.training, getattr(model, "every_token", False)
     try:
+        model.every_token = True  # type: ignore[assignment]
         # The math backend shows attention as the two matrix products it is.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.eval()(_clip(model, img_size, num_frames))
     finally:
+        model.every_token = own  # type: ignore[assignment]
         model.train(training)
         for handle in handles:
             handle.remove()

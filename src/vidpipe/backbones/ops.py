@@ -42,7 +42,8 @@ def to_space(x: Tensor, num_tokens: int) -> Tensor:
 
 
 def attend_heads(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over projected q, k, v, each (B*T, N, D), heads joined, before the output projection."""
+    """Attention over projected q, k, v, (B*T, N, D) with any number of queries, heads joined, before
+    the output projection."""
 
     def heads(x: Tensor) -> Tensor:
         return x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
@@ -56,6 +57,28 @@ def attend_heads(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`attend_heads`, and the output projection."""
     return cast(Tensor, attn.proj(attend_heads(attn, q, k, v)))
+
+
+def project(
+    layer: nn.Linear, x: Tensor, queries: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A joint projection of (B*T, N, D) to q, k, v; q of the first `queries` tokens only (None: all)."""
+    if queries is None:
+        q, k, v = layer(x).chunk(3, dim=-1)
+        return q, k, v
+    width = layer.out_features // 3
+    q_weight, kv_weight = layer.weight.split([width, 2 * width])
+    q_bias, kv_bias = (None, None) if layer.bias is None else layer.bias.split([width, 2 * width])
+    k, v = F.linear(x, kv_weight, kv_bias).chunk(2, dim=-1)
+    # A copy of few tokens: a linear layer on a slice is a batched product, as in `to_time`.
+    return F.linear(x[:, :queries].contiguous(), q_weight, q_bias), k, v
+
+
+def attend_from(attn: Attention, x: Tensor, queries: int | None) -> Tensor:
+    """Self-attention as seen from the first `queries` tokens (None: all): (B*T, queries, D)."""
+    return (
+        cast(Tensor, attn(x)) if queries is None else attend(attn, *project(attn.qkv, x, queries))
+    )
 
 
 def blocks_of(vit: VisionTransformer) -> list[Block]:

@@ -154,12 +154,14 @@ class _Recorder(TorchFunctionMode):
 
     `norm2` follows the spatial attention in every method, so what comes between two of them is one
     block's; the last attention there is the spatial one, one of T queries and T keys before it is
-    over time. One query to the tokens of all frames is a decoder's, wherever it stands.
+    over time. One query to the tokens of all frames is a decoder's, wherever it stands; where the last
+    block asks for the class token only there is none.
     """
 
     def __init__(self, model: VideoModel, index: int, num_frames: int) -> None:
         super().__init__()
         self.index, self.num_frames = index, num_frames
+        self.decoders = model.kept_tokens(len(model.blocks) - 1) is None
         self.after = {id(cast(Any, b.norm2).weight): i for i, b in enumerate(model.blocks)}
         self.block = 0
         self.spatial: Attended | None = None
@@ -187,7 +189,7 @@ class _Recorder(TorchFunctionMode):
     ) -> None:
         seen = (query, key, query.shape[-1] ** -0.5 if scale is None else scale)
         queries, keys = query.shape[-2], key.shape[-2]
-        if queries == 1 and len(query) == 1 and keys > self.num_frames:
+        if self.decoders and queries == 1 and len(query) == 1 and keys > self.num_frames:
             self.clip_query = seen
         elif self.block == self.index:
             if self.spatial is not None and self.spatial[0].shape[-2] == self.num_frames:

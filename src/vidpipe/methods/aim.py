@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal, cast
 
 from pydantic import Field
-from timm.layers import DropPath
+from timm.layers import Attention, DropPath
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import embed, to_space, to_time
+from vidpipe.backbones.ops import attend_from, embed, to_space, to_time
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
 
 
@@ -118,7 +118,9 @@ class AIM(VideoModel):
             t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
             t = self.again(adapters.temporal, block.ls1(block.attn(t)))
             x = x + adapters.drop_path(to_space(t, tokens))
-        x = x + self.again(adapters.spatial, block.ls1(block.attn(block.norm1(x))))
+        kept = self.kept_tokens(index)
+        space = attend_from(cast(Attention, block.attn), block.norm1(x), kept)
+        x = x[:, :kept] + self.again(adapters.spatial, block.ls1(space))
         if not self.config.joint:
             return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
 

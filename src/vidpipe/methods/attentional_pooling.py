@@ -50,6 +50,7 @@ class AttentionalPooling(VideoModel):
     order_blind = True
     not_mergeable = "its attention follows the backbone, as a layer of its own"
     starts_as_image_model = False
+    reads_class_token_only = False
 
     def __init__(
         self,

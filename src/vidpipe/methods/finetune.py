@@ -17,7 +17,15 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import attend, embed, shift_projection, to_space, to_time
+from vidpipe.backbones.ops import (
+    attend,
+    attend_from,
+    embed,
+    project,
+    shift_projection,
+    to_space,
+    to_time,
+)
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
 
@@ -121,7 +129,7 @@ class FineTune(VideoModel):
         if self.config.architecture == "divided":
             return self._divided(index, block, x, num_frames)
         if self.config.architecture == "shift":
-            return self._shift(block, x, num_frames)
+            return self._shift(index, block, x, num_frames)
         return super().block(index, block, x, num_frames)
 
     def key_offsets(self, index: int) -> tuple[tuple[int, int], ...]:
@@ -133,19 +141,20 @@ class FineTune(VideoModel):
         prefix = self.vit.num_prefix_tokens
         patches = self.temporal[index](to_time(x[:, prefix:], num_frames))
         x = torch.cat([x[:, :prefix], to_space(patches, x.shape[1] - prefix)], dim=1)
-        branch = block.ls1(block.attn(block.norm1(x)))
+        kept = self.kept_tokens(index)
+        branch = block.ls1(attend_from(cast(Attention, block.attn), block.norm1(x), kept))
         shared = branch[:, :prefix].unflatten(0, (-1, num_frames))
         shared = shared.mean(1, keepdim=True).expand_as(shared).flatten(0, 1)
-        x = x + torch.cat([shared, branch[:, prefix:]], dim=1)
+        x = x[:, :kept] + torch.cat([shared, branch[:, prefix:]], dim=1)
         return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
 
-    def _shift(self, block: Block, x: Tensor, num_frames: int) -> Tensor:
+    def _shift(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
         """A quarter of every head's K and V channels from each neighbouring frame."""
-        attn = cast(Attention, block.attn)
-        q, k, v = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
+        attn, kept = cast(Attention, block.attn), self.kept_tokens(index)
+        q, k, v = project(attn.qkv, block.norm1(x), kept)
         k = shift_projection(k, num_frames, self.offsets)
         v = shift_projection(v, num_frames, self.offsets)
-        x = x + block.ls1(attend(attn, q, k, v))
+        x = x[:, :kept] + block.ls1(attend(attn, q, k, v))
         return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:

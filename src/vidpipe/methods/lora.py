@@ -78,10 +78,12 @@ class LoRA(STDHA):
         updates = cast(nn.ModuleDict, self.updates[index])
         return y + updates[target](x) if target in updates else y
 
-    def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = super().qkv(index, block, x)
+    def qkv(
+        self, index: int, block: Block, x: Tensor, queries: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().qkv(index, block, x, queries)
         return (
-            self._update(index, "q", x, q),
+            self._update(index, "q", x[:, :queries], q),
             self._update(index, "k", x, k),
             self._update(index, "v", x, v),
         )

@@ -14,10 +14,12 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 import torch.nn.functional as F
 from pydantic import Field, field_validator, model_validator
+from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vidpipe.backbones.ops import attend_from
 from vidpipe.methods.base import MethodConfig, VideoModel
 
 Position = Literal["before_attn", "after_attn", "before_mlp", "after_mlp"]
@@ -129,6 +131,12 @@ class STAdapter(VideoModel):
         )
         self.declare(self.adapters)
 
+    def kept_tokens(self, index: int) -> int | None:
+        # Behind the attention an adapter has only patches to work on. In the last block it reaches no
+        # logit; it keeps its gradient of zero, as in the released code.
+        behind = (f"{index}_{p}" for p in ("after_attn", "before_mlp", "after_mlp"))
+        return None if any(key in self.adapters for key in behind) else super().kept_tokens(index)
+
     def _adapt(self, index: int, position: Position, x: Tensor, num_frames: int) -> Tensor:
         key = f"{index}_{position}"
         if key not in self.adapters:
@@ -142,8 +150,9 @@ class STAdapter(VideoModel):
             return x, norm(x)
 
         x, n = self.again(partial(adapted, "before_attn", block.norm1), x)
-        branch = block.ls1(block.attn(n))
-        x = x + self._adapt(index, "after_attn", branch, num_frames)
+        kept = self.kept_tokens(index)
+        branch = block.ls1(attend_from(cast(Attention, block.attn), n, kept))
+        x = x[:, :kept] + self._adapt(index, "after_attn", branch, num_frames)
         x, n = self.again(partial(adapted, "before_mlp", block.norm2), x)
         branch = block.ls2(block.mlp(n))
         return x + self._adapt(index, "after_mlp", branch, num_frames)

@@ -17,7 +17,14 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import Groups, attend_heads, embed, shift_frames, shift_projection
+from vidpipe.backbones.ops import (
+    Groups,
+    attend_heads,
+    embed,
+    project,
+    shift_frames,
+    shift_projection,
+)
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
 
@@ -67,9 +74,11 @@ class STDHA(VideoModel):
 
     # -- what a subclass overrides ----------------------------------------------------------
 
-    def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = cast(Any, block.attn).qkv(x).chunk(3, dim=-1)
-        return q, k, v
+    def qkv(
+        self, index: int, block: Block, x: Tensor, queries: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of normed tokens (B*T, N, D); q of the first `queries` only (None: all)."""
+        return project(cast(Any, block.attn).qkv, x, queries)
 
     def out(self, index: int, block: Block, x: Tensor) -> Tensor:
         return cast(Tensor, cast(Any, block.attn).proj(x))
@@ -84,7 +93,9 @@ class STDHA(VideoModel):
         return cast(Tensor, self.vit.norm_pre(x))
 
     def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        x = x + block.ls1(self._attention(index, block, x, num_frames))
+        x = x[:, : self.kept_tokens(index)] + block.ls1(
+            self._attention(index, block, x, num_frames)
+        )
         return x + block.ls2(self.mlp(index, block, x))
 
     def _attention(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
@@ -94,7 +105,7 @@ class STDHA(VideoModel):
         n = block.norm1(x)
         if shifted == "cls":
             n = torch.cat([shift_frames(n[:, :1], num_frames, groups), n[:, 1:]], dim=1)
-        q, k, v = self.qkv(index, block, n)
+        q, k, v = self.qkv(index, block, n, self.kept_tokens(index))
         if shifted != "cls":
             k = shift_projection(k, num_frames, groups)
             v = shift_projection(v, num_frames, groups)

@@ -58,14 +58,16 @@ class TemporalHeads(STDHA):
         self.differences = nn.ModuleList(Difference(self.width, c) for c in channels)
         self.declare(self.differences, self.temporal_embedding, self.vit.norm)
 
-    def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = super().qkv(index, block, x)
+    def qkv(
+        self, index: int, block: Block, x: Tensor, queries: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().qkv(index, block, x, queries)
         if self.config.merged:
             return q, k, v
         own = cast(Difference, self.differences[index])
         q, k, v = (
-            y.index_add(-1, own.channels, F.linear(x, weight))
-            for y, weight in zip((q, k, v), own.qkv, strict=True)
+            y.index_add(-1, own.channels, F.linear(tokens, weight))
+            for y, tokens, weight in zip((q, k, v), (x[:, :queries], x, x), own.qkv, strict=True)
         )
         return q, k, v
 

@@ -106,15 +106,19 @@ class ZeroI2V(STDHA):
         adapters = cast(nn.ModuleDict, self.adapters[index])
         return cast(Tensor, self.again(adapters[name], x)) if name in adapters else x
 
-    def qkv(self, index: int, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, index: int, block: Block, x: Tensor, queries: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x = self._adapt(index, "attn_in", x)
         if not set(QKV) & set(self.config.adapters):
-            return super().qkv(index, block, x)
+            return super().qkv(index, block, x, queries)
         qkv = cast(nn.Linear, cast(Any, block.attn).qkv)
         biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
         q, k, v = (
-            nn.functional.linear(self._adapt(index, name, x), weight, bias)
-            for name, weight, bias in zip(QKV, qkv.weight.chunk(3), biases, strict=True)
+            nn.functional.linear(self._adapt(index, name, tokens), weight, bias)
+            for name, tokens, weight, bias in zip(
+                QKV, (x[:, :queries].contiguous(), x, x), qkv.weight.chunk(3), biases, strict=True
+            )
         )
         return q, k, v
 
