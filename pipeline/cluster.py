@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -182,126 +181,3 @@ def _refuse_impossible(config: TrainConfig, use_gpu: bool) -> None:
             f"cluster ({have.get('CPU', 0):g} CPU, {have.get('memory', 0) / 2**30:.1f} GB, "
             f"{have.get('GPU', 0):g} GPU) holds {fits}"
         )
-
-
-class _Holder:
-    """An actor: makes its function once, then applies it to one task after another."""
-
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
-        self.function = make()
-
-    def apply(self, task: Any) -> Any:
-        return self.function(task)
-
-
-@contextmanager
-def _ray_at(address: str, cpus: int, option: str) -> Iterator[None]:
-    """The Ray at `address` (`local`: one of our own, of `cpus`), or that which runs already."""
-    if ray.is_initialized():
-        yield
-        return
-    own = cpus if address == "local" else None
-    try:
-        ray.init(address, num_cpus=own, include_dashboard=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = (str(error).splitlines() or ["no answer"])[0]
-        raise VidpipeError(f"{option}: the Ray at {address}: {line}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _users_errors() -> Iterator[None]:
-    """A VidpipeError raised on a worker comes back as itself."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, VidpipeError):
-            raise VidpipeError(str(error.cause)) from error
-        raise
-
-
-def spread(
-    tasks: Iterable[Any],
-    make: Callable[[], Callable[[Any], Any]],
-    workers: int,
-    address: str,
-    section: str,
-    use_gpu: bool = False,
-) -> Iterator[Any]:
-    """Results of `make()(task)` as they come, from `workers` actors of the Ray at `address`.
-
-    `local` starts a Ray of our own. An actor lost with its node is started elsewhere, and its task
-    repeated. Raises VidpipeError, naming `section` of the params, when there is no such Ray, or it is
-    too small.
-    """
-    unit = "GPU" if use_gpu else "CPU"
-    with _ray_at(address, workers, section), _users_errors():
-        have = int(ray.cluster_resources().get(unit, 0))
-        if have < workers:
-            raise VidpipeError(
-                f"{section}.num_workers: {workers} workers need a {unit} each; the Ray at {address} "
-                f"has {have}"
-            )
-        # Ray's default for actors: a CPU to be placed, none to be kept. With one to keep, an actor
-        # lost with its node waits forever where the other nodes are full. A task is tried again each
-        # second while its actor is being moved, too.
-        actor = ray.remote(max_restarts=-1, max_task_retries=100)(_Holder)
-        spread_out = actor.options(scheduling_strategy="SPREAD", num_gpus=int(use_gpu))
-        pool = ray.util.ActorPool([spread_out.remote(make) for _ in range(workers)])
-        queue = iter(tasks)
-        for task in itertools.islice(queue, 2 * workers):
-            pool.submit(_apply, task)
-        while pool.has_next():
-            result = pool.get_next_unordered()
-            for task in itertools.islice(queue, 1):
-                pool.submit(_apply, task)
-            yield result
-
-
-def _apply(actor: Any, task: Any) -> Any:
-    return actor.apply.remote(task)
-
-
-Rows = Callable[[Iterable[str]], Iterator[dict[str, Any]]]
-STREAM_BATCH = 16
-"""Inputs that a worker takes at a time."""
-
-
-def stream(
-    inputs: Iterable[str], make: Callable[[], Rows], workers: int, address: str, gpu: bool
-) -> Iterator[dict[str, Any]]:
-    """Rows that `make()(some inputs)` gives, as they come, from `workers` actors of Ray Data.
-
-    Rows are of `predictions.SCHEMA`. `local` starts a Ray of our own.
-    Raises VidpipeError when there is no such Ray.
-    """
-    import pyarrow as pa
-    import ray.data
-
-    from pipeline.predictions import SCHEMA
-
-    class Worker:
-        def __init__(self) -> None:
-            self.rows = make()
-
-        def __call__(self, batch: Any) -> Iterator[Any]:
-            for row in self.rows(batch["input"].tolist()):
-                yield pa.Table.from_pylist([row], schema=SCHEMA)
-
-    with _ray_at(address, workers, "--ray"):
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # Many small blocks, so that workers share them out.
-        queue, blocks = iter(inputs), []
-        while block := list(itertools.islice(queue, STREAM_BATCH)):
-            blocks.append(pa.table({"input": pa.array(block, pa.large_string())}))
-        found = ray.data.from_arrow(blocks).map_batches(
-            Worker,
-            batch_size=STREAM_BATCH,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            num_gpus=1 if gpu else None,
-        )
-        yield from found.iter_rows()

@@ -133,7 +133,8 @@ def _on_ray(
     params: Params, method: str, workspace: Workspace
 ) -> Callable[[list[range]], Iterator[dict[str, Any]]]:
     """Batches on `evaluate.num_workers` Ray workers, each with a model of its own."""
-    from pipeline import cluster
+    from pipeline.cluster import where_ray_is
+    from pipeline.spread import spread
 
     here, values, root = str(Path.cwd()), params.model_dump(mode="json"), str(workspace.root)
 
@@ -144,9 +145,9 @@ def _on_ray(
         return build(own, method, Workspace(Path(root)))
 
     def apply(batches: list[range]) -> Iterator[dict[str, Any]]:
-        address = cluster.where_ray_is()
+        address = where_ray_is()
         workers = params.evaluate.num_workers
-        yield from cluster.spread(batches, make, workers, address, "evaluate", use_gpu(params))
+        yield from spread(batches, make, workers, address, "evaluate", use_gpu(params))
 
     return apply
 

@@ -114,9 +114,9 @@ def _decode(
     if not address:
         yield from decode_here(tasks, config, work, config.num_workers)
     else:
-        from pipeline import cluster
+        from pipeline.spread import spread
 
-        yield from cluster.spread(
+        yield from spread(
             tasks, lambda: OneDecoder(config, work), config.num_workers, address, "extract"
         )
 

@@ -175,10 +175,10 @@ def _address(ray: str | None, many: bool) -> str | None:
 
 
 def _by_ray(job: Job, inputs: Iterable[str], top: int, address: str, work: Work) -> Rows:
-    from pipeline import cluster
+    from pipeline.spread import stream
 
     gpu = torch.cuda.is_available()
-    yield from cluster.stream(inputs, lambda: OneWorker(job, top, work), job.workers, address, gpu)
+    yield from stream(inputs, lambda: OneWorker(job, top, work), job.workers, address, gpu)
 
 
 class OneWorker:
