@@ -37,7 +37,8 @@ class Seen(Moving):
 
 def train(rank: int, world: int, **config: Any) -> tuple[Trainer, Seen]:
     data, folder = Seen(16), config.pop("folder", None)
-    model = make("aim") if rank == 0 else make("aim", lr=1e-2)
+    noise = {"drop_path": 0.5, "head_dropout": 0.3}
+    model = make("aim", **noise) if rank == 0 else make("aim", lr=1e-2, **noise)
     if rank:  # as if it had been built otherwise: rank 0's weights must win
         with torch.no_grad():
             for parameter in trained_parameters(model).values():

@@ -13,13 +13,14 @@ from __future__ import annotations
 from typing import ClassVar, Literal, cast
 
 from pydantic import Field
-from timm.layers import Attention, DropPath
+from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend_from, embed, to_space, to_time
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+from vidpipe.methods.noise import ClipDropPath
 
 
 class AIMConfig(MethodConfig):
@@ -75,7 +76,8 @@ class BlockAdapters(nn.Module):
         self.spatial = Adapter(width, bottleneck, skip=True)
         if config.joint:
             self.mlp = Adapter(width, bottleneck, skip=False)
-        self.drop_path = DropPath(drop_path)
+        self.temporal_drop_path = ClipDropPath(drop_path)
+        self.mlp_drop_path = ClipDropPath(drop_path)
 
 
 class AIM(VideoModel):
@@ -117,7 +119,7 @@ class AIM(VideoModel):
             tokens = x.shape[1]
             t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
             t = self.again(adapters.temporal, block.ls1(block.attn(t)))
-            x = x + adapters.drop_path(to_space(t, tokens))
+            x = x + adapters.temporal_drop_path(to_space(t, tokens))
         kept = self.kept_tokens(index)
         space = attend_from(cast(Attention, block.attn), block.norm1(x), kept)
         x = x[:, :kept] + self.again(adapters.spatial, block.ls1(space))
@@ -129,4 +131,4 @@ class AIM(VideoModel):
             return n, self.config.scale * adapters.mlp(n)
 
         n, joint = self.again(adapted, x)
-        return cast(Tensor, x + block.ls2(block.mlp(n)) + adapters.drop_path(joint))
+        return cast(Tensor, x + block.ls2(block.mlp(n)) + adapters.mlp_drop_path(joint))

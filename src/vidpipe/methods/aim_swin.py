@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from timm.layers import DropPath, trunc_normal_
+from timm.layers import trunc_normal_
 from timm.models import SwinTransformer
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from vidpipe.backbones.swin import (
 )
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.aim import AIM, Adapter, AIMConfig
+from vidpipe.methods.noise import ClipDropPath
 from vidpipe.methods.swin import TubeletModel
 
 
@@ -35,7 +36,8 @@ class SwinBlockAdapters(nn.Module):
         self.temporal = Adapter(width, bottleneck, skip=False) if temporal else None
         self.spatial = Adapter(width, bottleneck, skip=True)
         self.mlp = Adapter(width, bottleneck, skip=False)
-        self.drop_path = DropPath(drop_path)
+        self.temporal_drop_path = ClipDropPath(drop_path)
+        self.mlp_drop_path = ClipDropPath(drop_path)
 
 
 class AIMSwin(TubeletModel):
@@ -80,8 +82,9 @@ class AIMSwin(TubeletModel):
         if adapters.temporal is not None:
             table = self.temporal_bias[str(index)]
             t = attend_over_time(block.attn, block.norm1(x), num_frames, table)
-            x = x + adapters.drop_path(adapters.temporal(t))
+            x = x + adapters.temporal_drop_path(adapters.temporal(t))
         # The authors adapt before the windows are put back together: token by token, so the same.
         x = x + adapters.spatial(block._attn(block.norm1(x)))
         n = block.norm2(x)
-        return x + block.mlp(n) + adapters.drop_path(self.config.scale * adapters.mlp(n))
+        adapted = self.config.scale * adapters.mlp(n)
+        return x + block.mlp(n) + adapters.mlp_drop_path(adapted)

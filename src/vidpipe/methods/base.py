@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from vidpipe.backbones.ops import attend_from, blocks_of, embed, fold_frames
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import MethodConfig
+from vidpipe.methods.noise import ClipDropout, ClipNoise, Keys
 from vidpipe.weights import refuse_mismatch
 
 __all__ = ["MethodConfig", "TemporalEmbedding", "VideoModel"]
@@ -61,7 +62,8 @@ class VideoModel(nn.Module):
         self.num_frames = num_frames
         self.config = config
         self.width: int = vit.num_features
-        self.head_dropout = nn.Dropout(config.head_dropout)
+        self.clip_keys = Keys()
+        self.head_dropout = ClipDropout(config.head_dropout)
         self.head = nn.Linear(self.width, num_classes)
         nn.init.normal_(self.head.weight, std=self.head_init_std)
         nn.init.zeros_(self.head.bias)
@@ -165,10 +167,15 @@ class VideoModel(nn.Module):
         return chosen
 
     def declare(self, *trained: nn.Module | nn.Parameter) -> None:
-        """Unfreeze exactly these parts, and the head; a subclass calls it once, at the end of init."""
+        """Unfreeze exactly these parts, and the head; a subclass calls it once, at the end of init.
+
+        Noisy layers are numbered here, so that no two of them have the same mask.
+        """
         self.requires_grad_(False)
         for part in (*trained, self.head):
             part.requires_grad_(True)
+        for number, layer in enumerate(m for m in self.modules() if isinstance(m, ClipNoise)):
+            layer.keys, layer.number = self.clip_keys, number
         self.trained_names = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
 
     def carried(self) -> dict[str, nn.Parameter]:

@@ -27,6 +27,7 @@ from vidpipe.backbones.ops import attend, fold_frames
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.attentional_pooling import PoolingAttention
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+from vidpipe.methods.noise import ClipDropout
 
 
 class EVLConfig(MethodConfig):
@@ -151,7 +152,7 @@ class DecoderLayer(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         activation = copy.deepcopy(cast(Any, block.mlp).act)  # QuickGELU on CLIP, else GELU
-        self.mlp = nn.Sequential(fc1, activation, nn.Dropout(config.mlp_dropout), fc2)
+        self.mlp = nn.Sequential(fc1, activation, ClipDropout(config.mlp_dropout), fc2)
 
     def temporal(self, features: Features, num_frames: int, prefix: int) -> Tensor:
         """The block's tokens (B*T, N, D) and what the temporal modules add to them."""

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import overwrite_linear
+from vidpipe.methods.noise import ClipDropout
 from vidpipe.methods.stdha import STDHA, STDHAConfig
 
 AdapterName = Literal[
@@ -60,7 +61,7 @@ class LinearAdapter(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(width, bottleneck)
         self.act = nn.GELU() if activation == "gelu" else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = ClipDropout(dropout)
         self.fc2 = nn.Linear(bottleneck, width)
         self.scale = scale
         nn.init.xavier_uniform_(self.fc1.weight)

@@ -24,6 +24,7 @@ from vidpipe.data.dataset import TrainSet, ViewSet, to_input, train_loader
 from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
+from vidpipe.methods.noise import GOLDEN, mixed
 from vidpipe.training.ema import Ema
 from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo
 from vidpipe.training.optim import (
@@ -202,10 +203,13 @@ class Trainer:
                 self.model, size, at_once, config, self.device
             )
         for part in slices:
+            # Until the backward pass is done: what it computes again has the same mask again.
+            self.model.clip_keys.now = self._keys(batch["index"][part])
             loss, correct = self._forward({k: v[part] for k, v in batch.items()})
             share = (part.stop - part.start) / clips
             self.scaler.scale(loss if share == 1 else loss * share).backward()
             parts.append((loss.detach(), correct, part.stop - part.start))
+        self.model.clip_keys.now = None
         if not self.started:
             refuse_frozen_gradients(self.model)
             self.started = True
@@ -265,9 +269,16 @@ class Trainer:
             yield slice(start, min(start + part, clips))
 
     def _seed(self) -> None:
-        """Dropout depends on the seed, the step and the rank: on nothing that ran before."""
+        """Whatever draws in a method of one's own depends on the seed, the step and the rank, and on
+        nothing that ran before; the masks of `vidpipe.methods` do not even depend on the rank."""
         words = np.random.SeedSequence([self.config.seed, self.progress.step, self.rank])
         torch.manual_seed(int(words.generate_state(1)[0]))
+
+    def _keys(self, index: Tensor) -> Tensor:
+        """What a clip's dropout depends on: the seed, the epoch and the clip. (B,) -> (B,)"""
+        words = np.random.SeedSequence([self.config.seed, self.progress.epoch])
+        start = int(words.generate_state(1)[0])
+        return mixed((index.to(self.device) * GOLDEN + start) & 0xFFFFFFFF)
 
     def _lr(self, step: int) -> float:
         return self.model.config.lr * lr_factor(step, self.warmup, self.total_steps)

@@ -6,8 +6,8 @@ all, and never under a name that was used before, so that there is no moment wit
     optimizer.safetensors   AdamW's moments and step counts, as NAME:exp_avg
     ema.safetensors         with train.ema_decay
     state.json              where the training is: `Progress`, and the loss scale of fp16
-Random numbers need no state: samples are functions of seed, epoch and clip, and the generators that
-draw dropout are seeded anew in each step. Not chosen: torch.save, which pickles; one folder that is
+Random numbers need no state: samples and dropout are functions of seed, epoch and clip, and torch's
+generators are seeded anew in each step. Not chosen: torch.save, which pickles; one folder that is
 replaced, which is missing for a moment between two renames.
 """
 
