@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm.layers
 import torch
-from conftest import PROJECT, SHARED, randomise
+from conftest import PROJECT, SHARED, randomise, tiny_vit
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from vidpipe.backbones.activation import QuickGELU
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.openclip import tower_to_timm
-from vidpipe.backbones.zoo import architecture, fit_state, load_backbone
+from vidpipe.backbones.zoo import activation_of, architecture, fit_state, load_backbone
 from vidpipe.config import load_params
 from vidpipe.errors import VidpipeError
+from vidpipe.methods.registry import METHODS, build_method
 
 DINO = SHARED / "weights" / "vit_small_patch14_dinov2.safetensors"
 
@@ -172,3 +177,32 @@ def test_real_dinov2_weights_at_another_size() -> None:
     assert backbone.mean == (0.485, 0.456, 0.406)
     features = backbone.vit(torch.randn(2, 3, 112, 112))
     assert features.std() > 0.5
+
+
+@given(st.integers(0, 1000), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_our_quick_gelu_is_timms_to_the_bit_and_keeps_its_input_only(
+    seed: int, dtype: torch.dtype
+) -> None:
+    x = (8 * torch.randn(5, 7, generator=torch.Generator().manual_seed(seed))).to(dtype)
+    expected = timm.layers.QuickGELU()(x)
+    assert torch.equal(QuickGELU()(x), expected)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        tracked = x.clone().requires_grad_()
+        found = QuickGELU()(tracked)
+    assert torch.equal(found, expected)
+    assert len(kept) == 1
+    assert kept[0].data_ptr() == tracked.data_ptr()
+    double = x.double().requires_grad_()
+    torch.autograd.gradcheck(QuickGELU(), (double,))
+    timm.layers.QuickGELU()(double).sum().backward()
+    found.sum().backward()
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(tracked.grad.double(), double.grad, atol=tolerance, rtol=tolerance)
+
+
+def test_every_method_takes_it_and_says_quickgelu() -> None:
+    vit = tiny_vit(act_layer=timm.layers.QuickGELU)
+    model = build_method("st_adapter", vit, 3, 4, METHODS["st_adapter"].Config())
+    assert all(type(block.mlp.act) is QuickGELU for block in model.blocks)
+    assert activation_of(vit) == "quickgelu"

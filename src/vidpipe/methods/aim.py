@@ -118,7 +118,8 @@ class AIM(VideoModel):
         if self.config.temporal:
             tokens = x.shape[1]
             t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
-            t = self.again(adapters.temporal, block.ls1(block.attn(t)))
+            t = attend_from(cast(Attention, block.attn), t)
+            t = self.again(adapters.temporal, block.ls1(t))
             x = x + adapters.temporal_drop_path(to_space(t, tokens))
         kept = self.kept_tokens(index)
         space = attend_from(cast(Attention, block.attn), block.norm1(x), kept)

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vidpipe.backbones.activation import keep_less
 from vidpipe.backbones.ops import attend_from, blocks_of, embed, fold_frames
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import MethodConfig
@@ -59,6 +60,8 @@ class VideoModel(nn.Module):
     ) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False)
+        if isinstance(vit, VisionTransformer):  # a Swin has GELU
+            keep_less(vit)
         self.num_frames = num_frames
         self.config = config
         self.width: int = vit.num_features
