@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import resource
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,30 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(
     again.run()
     assert_same(ended(again), ended(whole))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_system_that_is_really_full(tmp_path: Path) -> None:
+    """A tmpfs with room for half a checkpoint; then for all of it."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        whole = build(None, "plain")
+        whole.run()
+        first = build(tmp_path, "plain")
+        first._save()
+        name = first.checkpoints.last().name
+        used, ballast = shutil.disk_usage(tmp_path), tmp_path / "ballast"
+        ballast.write_bytes(bytes(used.free - used.used // 2))
+        with pytest.raises(VidpipeError, match=rf"No space left.*{name} is intact; make room"):
+            first.run()
+        ballast.unlink()
+        again = build(tmp_path, "plain")
+        assert again.resumed_from == tmp_path / name
+        again.run()
+        assert_same(ended(again), ended(whole))
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_limit_on_file_sizes_is_one_line(tmp_path: Path) -> None:
