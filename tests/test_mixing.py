@@ -17,6 +17,7 @@ from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import TransformConfig
 from vidpipe.data.mixing import Mixed, PairMixer
 from vidpipe.methods.config import MethodConfig
+from vidpipe.methods.noise import Keys
 from vidpipe.training import loop
 from vidpipe.training.loop import fit
 
@@ -129,6 +130,7 @@ def test_training_sees_soft_labels_and_counts_the_heavier(monkeypatch: pytest.Mo
             self.vit = tiny_vit().requires_grad_(False)
             self.trained_names, self.no_decay, self.blocks = frozenset({"w"}), (), []
             self.block_of = lambda name: None
+            self.clip_keys = Keys()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.one_hot(torch.arange(len(x)) % 2, 2) + 0 * self.w
