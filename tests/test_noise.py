@@ -58,17 +58,26 @@ def test_masks_of_clips_layers_epochs_and_neighbours_are_independent(rate: float
 @pytest.mark.parametrize("kind", [ClipDropout, ClipDropPath])
 def test_a_clips_mask_is_its_own_wherever_it_is(kind: type[ClipNoise]) -> None:
     keys, x = some_keys(6), torch.rand(6 * 8, 5, 7) + 1  # 8 frames a clip
-    whole = layer(kind, 0.5, keys)(x).unflatten(0, (6, 8))
+
+    def noisy(keys: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        before = [torch.zeros_like(x)] if kind is ClipDropPath else []
+        return layer(kind, 0.5, keys)(*before, x)
+
+    whole = noisy(keys, x).unflatten(0, (6, 8))
     order = torch.tensor([4, 0, 3])
-    part = layer(kind, 0.5, keys[order])(x.unflatten(0, (6, 8))[order].flatten(0, 1))
+    part = noisy(keys[order], x.unflatten(0, (6, 8))[order].flatten(0, 1))
     assert torch.equal(part.unflatten(0, (3, 8)), whole[order])
     assert len({str((clip != 0).tolist()) for clip in whole}) == 6
 
 
 def test_drop_path_takes_whole_frames() -> None:
-    y = layer(ClipDropPath, 0.5, some_keys(32))(torch.ones(32 * 8, 3, 4)).flatten(1)
+    x, branch = torch.zeros(32 * 8, 3, 4), torch.ones(32 * 8, 3, 4)
+    drop = layer(ClipDropPath, 0.5, some_keys(32))
+    y = drop(x, branch).flatten(1)
     assert set(y.sum(1).tolist()) == {0.0, 24.0}
     assert 0.3 < (y[:, 0] == 0).float().mean() < 0.7
+    assert torch.equal(drop(x + 3, branch, 0.5).flatten(1), 3 + 0.5 * y)
+    assert torch.equal(drop.eval()(x + 3, branch, 0.5), x + 3.5)
 
 
 def test_without_keys_it_is_torchs_own_chance() -> None:

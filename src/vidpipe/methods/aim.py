@@ -120,7 +120,7 @@ class AIM(VideoModel):
             t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
             t = attend_from(cast(Attention, block.attn), t)
             t = self.again(adapters.temporal, block.ls1(t))
-            x = x + adapters.temporal_drop_path(to_space(t, tokens))
+            x = adapters.temporal_drop_path(x, to_space(t, tokens))
         kept = self.kept_tokens(index)
         space = attend_from(cast(Attention, block.attn), block.norm1(x), kept)
         x = x[:, :kept] + self.again(adapters.spatial, block.ls1(space))
@@ -129,7 +129,8 @@ class AIM(VideoModel):
 
         def adapted(x: Tensor) -> tuple[Tensor, Tensor]:
             n = block.norm2(x)
-            return n, self.config.scale * adapters.mlp(n)
+            return n, adapters.mlp(n)
 
         n, joint = self.again(adapted, x)
-        return cast(Tensor, x + block.ls2(block.mlp(n)) + adapters.mlp_drop_path(joint))
+        x = x + block.ls2(block.mlp(n))
+        return cast(Tensor, adapters.mlp_drop_path(x, joint, self.config.scale))

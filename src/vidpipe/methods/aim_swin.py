@@ -82,9 +82,9 @@ class AIMSwin(TubeletModel):
         if adapters.temporal is not None:
             table = self.temporal_bias[str(index)]
             t = attend_over_time(block.attn, block.norm1(x), num_frames, table)
-            x = x + adapters.temporal_drop_path(adapters.temporal(t))
+            x = adapters.temporal_drop_path(x, adapters.temporal(t))
         # The authors adapt before the windows are put back together: token by token, so the same.
         x = x + adapters.spatial(block._attn(block.norm1(x)))
         n = block.norm2(x)
-        adapted = self.config.scale * adapters.mlp(n)
-        return x + block.mlp(n) + adapters.mlp_drop_path(adapted)
+        x = x + block.mlp(n)
+        return cast(Tensor, adapters.mlp_drop_path(x, adapters.mlp(n), self.config.scale))

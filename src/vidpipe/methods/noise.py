@@ -65,8 +65,9 @@ class ClipDropout(ClipNoise):
 class ClipDropPath(ClipNoise):
     """Stochastic depth (Huang et al., ECCV 2016) on (B*k, ...): whole rows, as timm's `DropPath`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Tensor, scale: float = 1.0) -> Tensor:
+        """x + scale * what is kept of `branch`, in one pass."""
         if not self.training or self.rate == 0:
-            return x
+            return torch.add(x, branch, alpha=scale)
         kept = self.kept(x.shape[0], 1, x.device).view(-1, *[1] * (x.ndim - 1))
-        return x.masked_fill(~kept, 0) / (1 - self.rate)
+        return torch.addcmul(x, branch, kept.to(branch.dtype), value=scale / (1 - self.rate))
