@@ -63,6 +63,7 @@ def test_a_killed_actor_loses_no_task(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.long
 def test_a_task_that_kills_every_actor_ends_it_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
