@@ -27,7 +27,7 @@ from vidpipe.training.optim import make_optimizer
 
 T, SIZE = 8, 224
 FLOORS = {"linear_probe": 1.0, "st_adapter": 2.1, "zeroi2v": 2.55, "aim": 3.0, "full_finetune": 3.0}
-"""Of the arithmetic alone."""
+"""Of the arithmetic alone, with every token through every block."""
 
 
 def seconds(work: Callable[[], object]) -> float:
