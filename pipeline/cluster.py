@@ -1,4 +1,4 @@
-"""Ray, and nothing else here knows it: one training function on none, one or many workers."""
+"""Ray Train: one training function on none, one or many workers (`spread` has Ray's other uses)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
-import ray.util
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 

@@ -88,8 +88,8 @@ class Adapter(nn.Module):
         nn.init.zeros_(cast(Tensor, self.conv.bias))
 
     def forward(self, x: Tensor, num_frames: int, prefix: int, grid: tuple[int, int]) -> Tensor:
-        # The class token goes along and is left out at the end: cutting it off and putting it back costs
-        # seven passes over x, forward and backward, and it is one token of 197.
+        # The class token, one of 197, goes along and is left out at the end: cutting it off and putting
+        # it back copies all of x, forward and backward.
         y = self._convolve(self.fc1(x).unflatten(0, (-1, num_frames)), prefix, grid).flatten(0, 1)
         patches = torch.arange(x.shape[1], device=x.device)[:, None] >= prefix
         return torch.addcmul(x, self.fc2(y), patches.to(x.dtype))
