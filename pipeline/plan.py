@@ -26,7 +26,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.files import read_json
 from vidpipe.profile import parameters, saved_by_block
 from vidpipe.training.checkpoint import TrainedModel, new_model
-from vidpipe.training.optim import autocast, make_optimizer, precision, set_lr
+from vidpipe.training.optim import autocast, autocast_dtype, make_optimizer, set_lr
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import Progress
 
@@ -177,7 +177,7 @@ def _memory_line(trained: TrainedModel, clips: int, params: Params, device: torc
     saved = saved_by_block(model, size)
     kept = saved.rest + sum(saved.blocks[again:]) + sum(saved.inputs[:again])
     kept += max(saved.blocks[:again], default=0)
-    activations = kept * clips / (1 if precision(train, device) is None else 2) / 2**30
+    activations = kept * clips / (1 if autocast_dtype(train, device) is None else 2) / 2**30
     weights = 4 * parameters(model) / 2**30
     # A gradient and AdamW's two moments.
     optimizer = 12 * sum(p.numel() for p in model.parameters() if p.requires_grad) / 2**30

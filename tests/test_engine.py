@@ -273,7 +273,7 @@ def test_recomputed_dropout_is_the_same_dropout() -> None:
 )
 def test_adapters_that_run_again_give_the_same_gradients(name: str, options: dict) -> None:
     plain = make(name, **options)
-    plain.again = lambda function, *inputs: function(*inputs)  # type: ignore[method-assign]
+    plain.checkpointed = lambda function, *inputs: function(*inputs)  # type: ignore[method-assign]
     expected = first_gradients(plain)
     found = first_gradients(make(name, **options))
     for key in expected:
@@ -310,15 +310,15 @@ def test_recomputation_keeps_the_blocks_inputs_only() -> None:
 
         alive: list[torch.Tensor] = []
 
-        def again(function, *inputs: torch.Tensor):  # type: ignore[no-untyped-def]
+        def checkpointed(function, *inputs: torch.Tensor):  # type: ignore[no-untyped-def]
             # torch.utils.checkpoint holds its inputs itself, where no hook sees them.
             held = recomputed == 0 or not torch.is_grad_enabled()
             for tensor in inputs if held else ():
                 pack(tensor)
             return own(function, *inputs)
 
-        own = type(model).again.__get__(model)
-        model.again = again  # type: ignore[method-assign]
+        own = type(model).checkpointed.__get__(model)
+        model.checkpointed = checkpointed  # type: ignore[method-assign]
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             alive.append(model.train()(torch.zeros(1, 3, T, SIZE, SIZE)))
         return total

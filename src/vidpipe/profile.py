@@ -65,7 +65,7 @@ def macs_by_kind(
     """(products, convolutions and attention; LayerNorms at 5 an element), of one clip.
 
     `num_frames` 0 stands for an image model, which takes (1, 3, H, W). Every token passes every block,
-    as in the papers' code; a run leaves out what nothing reads (`VideoModel.kept_tokens`).
+    as in the papers' code; a run leaves out what nothing reads (`VideoModel.tokens_needed`).
     """
     norm_elements = 0
 
@@ -189,7 +189,7 @@ def saved_by_block(model: VideoModel, img_size: int, device: str = "meta") -> Sa
         within = depth
         return y
 
-    def again(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    def checkpointed(function: Callable[..., Any], *inputs: Tensor) -> Any:
         for tensor in inputs:
             pack(tensor)
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, unpack):
@@ -197,7 +197,7 @@ def saved_by_block(model: VideoModel, img_size: int, device: str = "meta") -> Sa
 
     unpack: Callable[[Tensor], Tensor] = lambda tensor: tensor  # noqa: E731
     meta.recomputed = 0
-    meta.again = again  # type: ignore[method-assign]
+    meta.checkpointed = checkpointed  # type: ignore[method-assign]
     meta.block = block  # type: ignore[method-assign]
     meta.train()
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

@@ -161,7 +161,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: VideoModel, index: int, num_frames: int) -> None:
         super().__init__()
         self.index, self.num_frames = index, num_frames
-        self.decoders = model.kept_tokens(len(model.blocks) - 1) is None
+        self.decoders = model.tokens_needed(len(model.blocks) - 1) is None
         self.after = {id(cast(Any, b.norm2).weight): i for i, b in enumerate(model.blocks)}
         self.block = 0
         self.spatial: Attended | None = None

@@ -119,11 +119,11 @@ class AIM(VideoModel):
             tokens = x.shape[1]
             t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
             t = attend_from(cast(Attention, block.attn), t)
-            t = self.again(adapters.temporal, block.ls1(t))
+            t = self.checkpointed(adapters.temporal, block.ls1(t))
             x = adapters.temporal_drop_path(x, to_space(t, tokens))
-        kept = self.kept_tokens(index)
+        kept = self.tokens_needed(index)
         space = attend_from(cast(Attention, block.attn), block.norm1(x), kept)
-        x = x[:, :kept] + self.again(adapters.spatial, block.ls1(space))
+        x = x[:, :kept] + self.checkpointed(adapters.spatial, block.ls1(space))
         if not self.config.joint:
             return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
 
@@ -131,6 +131,6 @@ class AIM(VideoModel):
             n = block.norm2(x)
             return n, adapters.mlp(n)
 
-        n, joint = self.again(adapted, x)
+        n, joint = self.checkpointed(adapted, x)
         x = x + block.ls2(block.mlp(n))
         return cast(Tensor, adapters.mlp_drop_path(x, joint, self.config.scale))

@@ -51,9 +51,10 @@ class VideoModel(nn.Module):
     reads_class_token_only: ClassVar[bool] = True
     """False where something after the last block, or within it, reads patches too."""
     every_token: bool = False
-    """Compute also what nothing reads (`kept_tokens`), as the papers' code does and their GFLOPs say."""
+    """Whether the last block computes every token, as the papers' code does and their GFLOPs say, or
+    those that are read (`tokens_needed`)."""
     recomputed: int = 0
-    """So many first blocks keep only their input for the backward pass, and run again in it."""
+    """Leading blocks under activation checkpointing: the backward pass runs them again from their input."""
 
     def __init__(
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: MethodConfig
@@ -74,11 +75,11 @@ class VideoModel(nn.Module):
     # -- what a method overrides ------------------------------------------------------------
 
     def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        """Tokens (B*T, N, D) through block `index`; (B*T, `kept_tokens(index)`, D) come out."""
-        return self.plain_block(block, x, self.kept_tokens(index))
+        """Tokens (B*T, N, D) through block `index`; (B*T, `tokens_needed(index)`, D) come out."""
+        return self.plain_block(block, x, self.tokens_needed(index))
 
-    def kept_tokens(self, index: int) -> int | None:
-        """How many first tokens of what block `index` puts out are read by anything; None: all.
+    def tokens_needed(self, index: int) -> int | None:
+        """Number of leading output tokens of block `index` that something reads; None: all.
 
         Behind the last block only the class token is (with registers, which stay with it). Its patches
         still are keys and values there, but ask no query and pass no MLP: 6 % of a ViT-B's forward.
@@ -136,9 +137,9 @@ class VideoModel(nn.Module):
             return checkpoint(self.block, index, through, x, num_frames, use_reentrant=False)
         return self.block(index, through, x, num_frames)
 
-    def again(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
-        """`function(*inputs)`, of which the backward pass keeps the inputs only and runs it again: for
-        a norm or a bottleneck, whose tensors are large beside its arithmetic."""
+    def checkpointed(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
+        """`function(*inputs)` under activation checkpointing: the backward pass runs it again from its
+        inputs. For a norm or a bottleneck, whose tensors are large beside its arithmetic."""
         if self.training and torch.is_grad_enabled():
             return checkpoint(function, *inputs, use_reentrant=False)
         return function(*inputs)

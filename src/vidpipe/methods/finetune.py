@@ -141,7 +141,7 @@ class FineTune(VideoModel):
         prefix = self.vit.num_prefix_tokens
         patches = self.temporal[index](to_time(x[:, prefix:], num_frames))
         x = torch.cat([x[:, :prefix], to_space(patches, x.shape[1] - prefix)], dim=1)
-        kept = self.kept_tokens(index)
+        kept = self.tokens_needed(index)
         branch = block.ls1(attend_from(cast(Attention, block.attn), block.norm1(x), kept))
         shared = branch[:, :prefix].unflatten(0, (-1, num_frames))
         shared = shared.mean(1, keepdim=True).expand_as(shared).flatten(0, 1)
@@ -150,7 +150,7 @@ class FineTune(VideoModel):
 
     def _shift(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
         """A quarter of every head's K and V channels from each neighbouring frame."""
-        attn, kept = cast(Attention, block.attn), self.kept_tokens(index)
+        attn, kept = cast(Attention, block.attn), self.tokens_needed(index)
         q, k, v = project(attn.qkv, block.norm1(x), kept)
         k = shift_projection(k, num_frames, self.offsets)
         v = shift_projection(v, num_frames, self.offsets)

@@ -15,7 +15,7 @@ GOLDEN = 0x9E3779B9
 """2^32 / golden ratio: its multiples are far from each other."""
 
 
-def mixed(x: Tensor) -> Tensor:
+def lowbias32(x: Tensor) -> Tensor:
     """A hash of 32-bit numbers kept in int64: Wellons' "lowbias32", in which every bit counts."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
@@ -45,8 +45,8 @@ class ClipNoise(nn.Module):
         if keys is None:
             keys = torch.randint(2**32, (rows,), device=device)
         elements = torch.arange(rows // len(keys) * each, device=device)
-        places = mixed((elements + self.number * GOLDEN) & 0xFFFFFFFF)
-        return (mixed(places ^ keys[:, None]) >= round(self.rate * 2**32)).view(rows, each)
+        places = lowbias32((elements + self.number * GOLDEN) & 0xFFFFFFFF)
+        return (lowbias32(places ^ keys[:, None]) >= round(self.rate * 2**32)).view(rows, each)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"

@@ -50,6 +50,6 @@ class PromptTuning(VideoModel):
             self.vit.num_prefix_tokens + self.config.num_tokens,
         )
         prompts = self.prompts[index].to(x.dtype).expand(x.shape[0], -1, -1)
-        kept = self.kept_tokens(index)
+        kept = self.tokens_needed(index)
         x = self.plain_block(block, torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), kept)
         return x if kept is not None else torch.cat([x[:, :prefix], x[:, end:]], dim=1)

@@ -132,11 +132,11 @@ class STAdapter(VideoModel):
         )
         self.declare(self.adapters)
 
-    def kept_tokens(self, index: int) -> int | None:
+    def tokens_needed(self, index: int) -> int | None:
         # Behind the attention an adapter has only patches to work on. In the last block it reaches no
         # logit; it keeps its gradient of zero, as in the released code.
         behind = (f"{index}_{p}" for p in ("after_attn", "before_mlp", "after_mlp"))
-        return None if any(key in self.adapters for key in behind) else super().kept_tokens(index)
+        return None if any(key in self.adapters for key in behind) else super().tokens_needed(index)
 
     def _adapt(self, index: int, position: Position, x: Tensor, num_frames: int) -> Tensor:
         key = f"{index}_{position}"
@@ -150,11 +150,11 @@ class STAdapter(VideoModel):
             x = self._adapt(index, position, x, num_frames)
             return x, norm(x)
 
-        x, n = self.again(partial(adapted, "before_attn", block.norm1), x)
-        kept = self.kept_tokens(index)
+        x, n = self.checkpointed(partial(adapted, "before_attn", block.norm1), x)
+        kept = self.tokens_needed(index)
         branch = block.ls1(attend_from(cast(Attention, block.attn), n, kept))
         x = x[:, :kept] + self._adapt(index, "after_attn", branch, num_frames)
-        x, n = self.again(partial(adapted, "before_mlp", block.norm2), x)
+        x, n = self.checkpointed(partial(adapted, "before_mlp", block.norm2), x)
         branch = block.ls2(block.mlp(n))
         return x + self._adapt(index, "after_mlp", branch, num_frames)
 

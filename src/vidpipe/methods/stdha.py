@@ -93,7 +93,7 @@ class STDHA(VideoModel):
         return cast(Tensor, self.vit.norm_pre(x))
 
     def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        x = x[:, : self.kept_tokens(index)] + block.ls1(
+        x = x[:, : self.tokens_needed(index)] + block.ls1(
             self._attention(index, block, x, num_frames)
         )
         return x + block.ls2(self.mlp(index, block, x))
@@ -105,7 +105,7 @@ class STDHA(VideoModel):
         n = block.norm1(x)
         if shifted == "cls":
             n = torch.cat([shift_frames(n[:, :1], num_frames, groups), n[:, 1:]], dim=1)
-        q, k, v = self.qkv(index, block, n, self.kept_tokens(index))
+        q, k, v = self.qkv(index, block, n, self.tokens_needed(index))
         if shifted != "cls":
             k = shift_projection(k, num_frames, groups)
             v = shift_projection(v, num_frames, groups)

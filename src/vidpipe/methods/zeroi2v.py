@@ -105,7 +105,7 @@ class ZeroI2V(STDHA):
 
     def _adapt(self, index: int, name: AdapterName, x: Tensor) -> Tensor:
         adapters = cast(nn.ModuleDict, self.adapters[index])
-        return cast(Tensor, self.again(adapters[name], x)) if name in adapters else x
+        return cast(Tensor, self.checkpointed(adapters[name], x)) if name in adapters else x
 
     def qkv(
         self, index: int, block: Block, x: Tensor, queries: int | None = None
@@ -129,7 +129,7 @@ class ZeroI2V(STDHA):
     def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
         adapters = cast(nn.ModuleDict, self.adapters[index])
         if "mlp_in" in adapters:
-            x = self.again(lambda x: adapters["mlp_in"](block.norm2(x)), x)
+            x = self.checkpointed(lambda x: adapters["mlp_in"](block.norm2(x)), x)
         else:
             x = block.norm2(x)
         return self._adapt(index, "mlp_out", cast(Tensor, block.mlp(x)))

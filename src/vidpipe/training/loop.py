@@ -24,18 +24,24 @@ from vidpipe.data.dataset import TrainSet, ViewSet, to_input, train_loader
 from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
-from vidpipe.methods.noise import GOLDEN, mixed
+from vidpipe.methods.noise import GOLDEN, lowbias32
 from vidpipe.training.ema import Ema
 from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo
 from vidpipe.training.optim import (
     autocast,
+    autocast_dtype,
     lr_factor,
     make_optimizer,
-    precision,
     set_lr,
     trained_parameters,
 )
-from vidpipe.training.parallel import all_sum, average_gradients, from_first, gathered, same_start
+from vidpipe.training.parallel import (
+    all_sum,
+    average_gradients,
+    broadcast_from_rank0,
+    gathered,
+    same_start,
+)
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import SUMS, Checkpoints, Progress, restore
 from vidpipe.training.validate import validate
@@ -105,7 +111,7 @@ class Trainer:
         same_start(list(self.trained.values()))
         self.optimizer = make_optimizer(model, config, self.device)
         self.ema = Ema(self.trained, config.ema_decay) if config.ema_decay is not None else None
-        fp16 = precision(config, self.device) == torch.float16
+        fp16 = autocast_dtype(config, self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.started = False
         self.progress = Progress()
@@ -115,7 +121,7 @@ class Trainer:
                 checkpoints.clean()
                 checkpoints.fetch()
             last = checkpoints.last()
-            name = from_first(last.name if last else None)
+            name = broadcast_from_rank0(last.name if last else None)
             if name is not None:
                 checkpoints.fetch(name)  # on a node that does not share rank 0's folder
                 self.resumed_from = checkpoints.folder / name
@@ -278,7 +284,7 @@ class Trainer:
         """What a clip's dropout depends on: the seed, the epoch and the clip. (B,) -> (B,)"""
         words = np.random.SeedSequence([self.config.seed, self.progress.epoch])
         start = int(words.generate_state(1)[0])
-        return mixed((index.to(self.device) * GOLDEN + start) & 0xFFFFFFFF)
+        return lowbias32((index.to(self.device) * GOLDEN + start) & 0xFFFFFFFF)
 
     def _lr(self, step: int) -> float:
         return self.model.config.lr * lr_factor(step, self.warmup, self.total_steps)

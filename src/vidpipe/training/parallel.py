@@ -72,8 +72,8 @@ def gathered(names: list[str]) -> list[str]:
     return [name for own in everyone for name in own]
 
 
-def from_first(name: str | None) -> str | None:
-    """Rank 0's, on every rank: what a shared folder holds may show later on other nodes."""
+def broadcast_from_rank0(name: str | None) -> str | None:
+    """Rank 0's name, on every rank: a shared folder may show its files later on other nodes."""
     if not parallel():
         return name
     box = [name]

@@ -7,7 +7,7 @@ import torch
 from vidpipe.config import TrainConfig
 from vidpipe.methods.base import VideoModel
 from vidpipe.profile import saved_by_block
-from vidpipe.training.optim import precision
+from vidpipe.training.optim import autocast_dtype
 
 
 def choose_recomputed(
@@ -24,7 +24,7 @@ def choose_recomputed(
     if config.activation_gb == 0:
         return depth
     saved = saved_by_block(model, img_size)
-    each = clips * (1.0 if precision(config, device) is None else 0.5)
+    each = clips * (1.0 if autocast_dtype(config, device) is None else 0.5)
     budget = config.activation_gb * 2**30
     for count in range(depth):
         inputs, peak = sum(saved.inputs[:count]), max(saved.blocks[:count], default=0)
