@@ -54,7 +54,7 @@ class VideoModel(nn.Module):
     """Whether the last block computes every token, as the papers' code does and their GFLOPs say, or
     those that are read (`tokens_needed`)."""
     recomputed: int = 0
-    """Leading blocks under activation checkpointing: the backward pass runs them again from their input."""
+    """Leading blocks under activation checkpointing: the backward pass runs them again."""
 
     def __init__(
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: MethodConfig

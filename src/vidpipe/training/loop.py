@@ -26,7 +26,7 @@ from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import GOLDEN, lowbias32
 from vidpipe.training.ema import Ema
-from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo
+from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo, Sums
 from vidpipe.training.optim import (
     autocast,
     autocast_dtype,
@@ -43,7 +43,7 @@ from vidpipe.training.parallel import (
     same_start,
 )
 from vidpipe.training.recompute import choose_recomputed
-from vidpipe.training.state import SUMS, Checkpoints, Progress, restore
+from vidpipe.training.state import Checkpoints, Progress, restore
 from vidpipe.training.validate import validate
 
 
@@ -150,7 +150,7 @@ class Trainer:
         clips = len(self.batches) * self.batches.batch_size
         bad = BadReads(self.train_set, self.config.max_bad_reads, clips)
         started = waited = time.perf_counter()
-        waiting, before, first = 0.0, p.sums[2], p.step
+        waiting, before, first = 0.0, p.sums.clips, p.step
         for batch in itertools.islice(self.loader, count - p.batch) if p.batch < count else ():
             waiting += time.perf_counter() - waited
             loss, norm, stopping = self._step(batch, bad)
@@ -158,18 +158,17 @@ class Trainer:
             if stopping or (every is not None and p.step % every == 0 and p.batch < count):
                 self._save()
             waited = time.perf_counter()
-            top1, lr, spent = p.sums[1] / p.sums[2], self._lr(p.step - 1), waited - started
-            pace = (spent / (p.step - first), (p.sums[2] - before) / spent, waiting / spent)
+            lr, spent = self._lr(p.step - 1), waited - started
+            pace = (spent / (p.step - first), (p.sums.clips - before) / spent, waiting / spent)
             where = (p.epoch, p.step, self.total_steps)
-            self.on_step(StepInfo(*where, loss, top1, lr, norm, *pace))
+            self.on_step(StepInfo(*where, loss, p.sums.top1, lr, norm, *pace))
             if stopping:
                 raise TrainingStopped
         seconds = time.perf_counter() - started
-        return EpochTiming((p.sums[2] - before) / seconds, waiting / seconds)
+        return EpochTiming((p.sums.clips - before) / seconds, waiting / seconds)
 
     def _end_epoch(self, timing: EpochTiming) -> EpochMetrics:
-        p, config = self.progress, self.config
-        loss, correct, clips, _, norms, normed = p.sums
+        p, config, sums = self.progress, self.config, self.progress.sums
         val_loss = val_top1 = None
         if (p.epoch + 1) % config.eval_every == 0 or p.epoch + 1 == self.epochs:
             self._save()  # validation may be long
@@ -179,14 +178,13 @@ class Trainer:
                     val_loss, val_top1 = validate(self.model, self.val_set, config, *options)
             else:
                 val_loss, val_top1 = validate(self.model, self.val_set, config, *options)
-        lr = self._lr(p.step - 1)
-        norm = norms / normed if normed else None
+        lr, norm = self._lr(p.step - 1), sums.mean_grad_norm
         metrics = EpochMetrics(
-            p.epoch + 1, p.step, loss / clips, correct / clips, lr, val_loss, val_top1, norm
+            p.epoch + 1, p.step, sums.mean_loss, sums.top1, lr, val_loss, val_top1, norm
         )
         p.history.append(metrics)
         p.timing.append(timing)
-        p.epoch, p.batch, p.sums = p.epoch + 1, 0, [0.0] * SUMS
+        p.epoch, p.batch, p.sums = p.epoch + 1, 0, Sums()
         p.finished = p.step >= self.total_steps
         if val_top1 is not None and (p.best_top1 is None or val_top1 > p.best_top1):
             p.best_top1, p.best = val_top1, f"{p.step:08d}-{p.epoch:04d}"
@@ -224,9 +222,10 @@ class Trainer:
         correct_sum = sum(correct.item() for _, correct, _ in parts)
         own = torch.tensor([loss_sum, correct_sum, clips, unreadable, float(self.stop())])
         # In the precision of the sums: of many workers and steps, no order of adding shall show.
-        totals = all_sum(own.double(), self.device).tolist()
-        if not math.isfinite(totals[0]):
-            self._fail("loss", totals[0] / totals[2], batch)
+        *totals, stopping = all_sum(own.double(), self.device).tolist()
+        step = Sums(*totals)
+        if not math.isfinite(step.loss):
+            self._fail("loss", step.mean_loss, batch)
         parameters = list(self.trained.values())
         average_gradients(parameters, self.world_size)
         self.scaler.unscale_(self.optimizer)
@@ -237,18 +236,16 @@ class Trainer:
                 [x.grad for x in parameters if x.grad is not None]
             ).item()
         if math.isfinite(norm):
-            totals[4:] = [norm, 1.0, totals[4]]
-        elif self.scaler.is_enabled():
-            totals[4:] = [0.0, 0.0, totals[4]]  # the scaler leaves this step out, and scales less
-        else:
+            step.grad_norm, step.finite_steps = norm, 1.0
+        elif not self.scaler.is_enabled():  # which leaves this step out, and scales less
             self._fail("gradient norm", norm, batch)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(p.step + 1)
-        p.sums = [a + b for a, b in zip(p.sums, totals[:SUMS], strict=True)]
-        bad.check(int(p.sums[3]))
-        return totals[0] / totals[2], norm, totals[SUMS] > 0
+        p.sums.add(step)
+        bad.check(int(p.sums.unreadable))
+        return step.mean_loss, norm, stopping > 0
 
     def _forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Mean loss of a part of a batch, and its number of clips that were right."""

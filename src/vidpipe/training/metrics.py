@@ -35,6 +35,38 @@ class EpochMetrics:
 
 
 @dataclass
+class Sums:
+    """What is added up over the steps of an epoch, of all workers."""
+
+    loss: float = 0.0
+    """Over the clips."""
+    correct: float = 0.0
+    """Clips whose highest logit was right."""
+    clips: float = 0.0
+    unreadable: float = 0.0
+    """Clips whose place another took."""
+    grad_norm: float = 0.0
+    """Over the steps whose gradient was finite, before clipping."""
+    finite_steps: float = 0.0
+
+    def add(self, other: Sums) -> None:
+        for name in vars(self):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def mean_loss(self) -> float:
+        return self.loss / self.clips
+
+    @property
+    def top1(self) -> float:
+        return self.correct / self.clips
+
+    @property
+    def mean_grad_norm(self) -> float | None:
+        return self.grad_norm / self.finite_steps if self.finite_steps else None
+
+
+@dataclass
 class EpochTiming:
     """Of what this process did of the epoch."""
 

@@ -31,15 +31,13 @@ from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json
 from vidpipe.methods.base import VideoModel
 from vidpipe.training.ema import Ema
-from vidpipe.training.metrics import EpochMetrics, EpochTiming
+from vidpipe.training.metrics import EpochMetrics, EpochTiming, Sums
 from vidpipe.training.mirror import Mirror
 from vidpipe.training.optim import trained_parameters
 from vidpipe.weights import refuse_mismatch
 
-VERSION = 1
+VERSION = 2
 NAME = re.compile(r"\d{8}-\d{4}")
-SUMS = 6
-"""Loss, correct, clips, unreadable clips, gradient norms, steps that have a norm."""
 
 
 @dataclass
@@ -52,8 +50,8 @@ class Progress:
     """Epochs done, with their validation."""
     batch: int = 0
     """Batches done of the epoch after them."""
-    sums: list[float] = field(default_factory=lambda: [0.0] * SUMS)
-    """Over those batches and all workers, in fp64."""
+    sums: Sums = field(default_factory=Sums)
+    """Over those batches."""
     history: list[EpochMetrics] = field(default_factory=list)
     timing: list[EpochTiming] = field(default_factory=list)
     best_top1: float | None = None
@@ -70,7 +68,8 @@ class Progress:
     def _of(cls, plain: Mapping[str, Any]) -> Progress:
         history = [EpochMetrics(**row) for row in plain["history"]]
         timing = [EpochTiming(**row) for row in plain["timing"]]
-        return cls(**{**plain, "history": history, "timing": timing})
+        sums = Sums(**plain["sums"])
+        return cls(**{**plain, "history": history, "timing": timing, "sums": sums})
 
 
 class Checkpoints:
