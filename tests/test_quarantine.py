@@ -26,12 +26,16 @@ MILLI = Fraction(1, 1000)
 
 
 def write_video(
-    path: Path, frames: np.ndarray, times: list[int] | None = None, **options: str
+    path: Path,
+    frames: np.ndarray,
+    times: list[int] | None = None,
+    codec: str = "libx264",
+    **options: str,
 ) -> Path:
     """25 frames/s, or each frame at its time in units of 1/1000 s."""
     flags = {"movflags": options.pop("movflags")} if "movflags" in options else {}
     with av.open(str(path), "w", options=flags) as container:
-        stream = container.add_stream("libx264", rate=25)
+        stream = container.add_stream(codec, rate=25)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = options

@@ -1,7 +1,8 @@
 """Is the whole file there? FFmpeg plays what it finds; containers say how long they should be.
 
 Only outermost structures are read: boxes of ISO media (MP4, MOV, 3GP), the EBML segment of Matroska
-and WebM, the RIFF chunk of AVI, the 188-byte packets of MPEG-TS. Everything else is not judged.
+and WebM, the RIFF chunk of AVI, the 188-byte packets of MPEG-TS, the pages of Ogg. Everything else is
+not judged.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import BinaryIO
 TS_PACKET = 188
 # A cut in any other box (padding, tags) loses nothing that is decoded.
 VITAL_BOXES = {b"moov", b"mdat", b"moof"}
+# How the first packet of a stream of pictures starts: Theora, VP8, Dirac, and Ogg's own wrapping of AVI.
+OGG_VIDEO = (b"\x80theora", b"OVP80", b"BBCD\0", b"\x01video")
+OGG_STARTS, OGG_ENDS = 2, 4
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
@@ -28,6 +32,8 @@ def cut_short(path: Path) -> str | None:
             return _iso(file, size)
         if head.startswith(EBML):
             return _matroska(file, size)
+        if head.startswith(b"OggS"):
+            return _ogg(file, size)
         if head[:4] == b"RIFF" and head[8:] == b"AVI ":
             declared = struct.unpack("<I", head[4:8])[0] + 8
             # Recorders write 0 or the maximum until they close the file.
@@ -77,6 +83,29 @@ def _matroska(file: BinaryIO, size: int) -> str | None:
         return None  # unknown on purpose: a live recording
     end = file.tell() + length
     return f"{size} of the {end} bytes that its segment declares" if end > size else ""
+
+
+def _ogg(file: BinaryIO, size: int) -> str | None:
+    """Each stream of pictures starts on a page that says so and ends on one that says so."""
+    position, open_streams, found = 0, set(), False
+    while position + 27 <= size:
+        file.seek(position)
+        header = file.read(27)
+        if header[:4] != b"OggS":
+            return None  # damage, not a cut: for the demuxer to say
+        flags, serial = header[5], header[14:18]
+        body = sum(file.read(header[26]))
+        if flags & OGG_STARTS and file.read(8).startswith(OGG_VIDEO):
+            found = True
+            open_streams.add(serial)
+        position += 27 + header[26] + body
+        if position > size:
+            return f"its last page has {size - position + body} of {body} bytes"
+        if flags & OGG_ENDS:
+            open_streams.discard(serial)
+    if not found:
+        return None
+    return "no page says that its video stream ends" if open_streams else ""
 
 
 def _vint(file: BinaryIO) -> int | None:

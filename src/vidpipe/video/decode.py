@@ -15,7 +15,15 @@ import av
 
 from vidpipe.video.canonical import Canonical, Frame
 from vidpipe.video.config import ExtractConfig
-from vidpipe.video.probe import Probe, check_pixels, errors_of, first_line, opened, probe
+from vidpipe.video.probe import (
+    Probe,
+    check_pixels,
+    errors_of,
+    ffmpeg_log,
+    first_line,
+    opened,
+    probe,
+)
 from vidpipe.video.quarantine import QuarantineError, Reason
 
 JUMP_S = 10
@@ -43,8 +51,10 @@ def _decoded(
         stream.thread_count = 1  # parallel over videos, not within one
         # Without it, FFmpeg paints over what it cannot decode.
         stream.codec_context.options = {"err_detect": "explode+crccheck+bitstream+buffer"}
+        decoder = stream.codec_context.name
         canonical = Canonical(config.short_side, stream.sample_aspect_ratio)
-        with errors_of(stream.codec_context.name) as complaints:
+        # Not from before the opening, where FFmpeg tries its decoder on the first packets, leniently.
+        with ffmpeg_log() as messages:
             try:
                 for frame in container.decode(stream):
                     decoded += 1
@@ -60,7 +70,7 @@ def _decoded(
                 raise QuarantineError(reason, detail) from None
     if decoded == 0:
         raise QuarantineError("undecodable", "no frame could be decoded")
-    if complaints:
+    if complaints := errors_of(decoder, messages):
         raise QuarantineError("corrupt_frames", f"decoder: {complaints[0]}")
     # Some codecs pack hidden frames, or both fields of a picture, into packets of their own.
     if decoded < 0.45 * found.packets:

@@ -28,6 +28,8 @@ FORMATS = (
 MAX_FPS = 240
 """More is a broken time stamp, not a camera's rate."""
 ENCRYPTED = {"encryption_info", "encryption_init_info"}
+Message = tuple[int, str, str]
+"""Of FFmpeg's log: its level (lower is worse), the part that says it, the text."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,15 @@ def probe(path: Path, config: ExtractConfig) -> Probe:
     missing = cut_short(path)
     if missing:
         raise QuarantineError("truncated", f"the file is cut short: {missing}")
-    with opened(path) as container:
+    # From before the opening: damage near the start is seen, and said, there.
+    with ffmpeg_log() as messages, opened(path) as container:
         stream = video_stream(container)
         context = stream.codec_context
         if context is None:
             raise QuarantineError("undecodable", "its video codec is unknown")
         check_pixels(context.width, context.height, config)
-        with errors_of(container.format.name) as complaints:
-            packets = _read(container, stream, config)
+        packets = _read(container, stream, config)
+        complaints = errors_of(container.format.name, messages)
         _refuse_damage(packets, complaints, stream.frames, whole=missing == "")
         times = set(packets.times)
         timed = len(times) > 0.9 * packets.count
@@ -101,19 +104,28 @@ def check_pixels(width: int, height: int, config: ExtractConfig) -> None:
 
 
 @contextmanager
-def errors_of(name: str) -> Iterator[list[str]]:
-    """Collects what FFmpeg's part `name` (a demuxer, a decoder) logs as an error in the block."""
-    level = av.logging.get_level()
+def ffmpeg_log() -> Iterator[list[Message]]:
+    """The errors that FFmpeg logs on this thread within the block, in order, as they come.
+
+    Every one: PyAV by itself drops a message that equals the one before it, from whatever file that
+    was, and a verdict would depend on the files decoded earlier.
+    """
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
-    complaints: list[str] = []
+    av.logging.set_skip_repeated(False)
     try:
-        with av.logging.Capture() as records:
-            yield complaints
+        with av.logging.Capture() as messages:
+            yield messages
     finally:
+        av.logging.set_skip_repeated(skips)
         av.logging.set_level(level)
-        complaints += [
-            text.strip() for severity, part, text in records if part == name and severity <= 16
-        ]
+
+
+def errors_of(part: str, messages: list[Message]) -> list[str]:
+    """What FFmpeg's `part` (a demuxer or a decoder, by its name) says among `messages`."""
+    return [
+        text.strip() for level, name, text in messages if name == part and level <= av.logging.ERROR
+    ]
 
 
 @dataclass
