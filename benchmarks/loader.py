@@ -27,7 +27,7 @@ import numpy as np
 import torch
 import torchvision.transforms.v2 as T
 
-from pipeline import extract
+from pipeline.stages import extract
 from vidpipe.data.config import DataConfig, SamplingConfig, TransformConfig
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.sampling import train_indices

@@ -78,7 +78,7 @@ def main() -> None:
     import predict_memory
     from small_models import backbone_file, save_tiny_package
 
-    from pipeline import predict
+    from pipeline.tools import predict
 
     started = time.perf_counter()
     seen: list[float] = []

@@ -19,10 +19,10 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from vidpipe.config import TrainConfig
 from vidpipe.cpu import use_cpu
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.profile import saved_by_block
+from vidpipe.training.config import TrainConfig
 from vidpipe.training.optim import make_optimizer
 
 T, SIZE = 8, 224

@@ -9,7 +9,7 @@ import yaml
 from conftest import PROJECT
 from test_video import moving
 
-from vidpipe.config import read_yaml
+from vidpipe.config.overlay import read_yaml
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.data.dataset import Clips, TrainSet
 from vidpipe.video.encode import encode_h264

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from vidpipe.backbones.activation import QuickGELU
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.fit import fit_state
 from vidpipe.backbones.openclip import tower_to_timm
-from vidpipe.backbones.zoo import activation_of, architecture, fit_state, load_backbone
-from vidpipe.config import load_params
+from vidpipe.backbones.zoo import activation_of, architecture, load_backbone
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.params import load_params
 
 DINO = SHARED / "weights" / "vit_small_patch14_dinov2.safetensors"
 

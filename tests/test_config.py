@@ -8,9 +8,11 @@ import pytest
 import yaml
 from conftest import PROJECT
 
-from pipeline.recipes import list_recipes, read_recipe, write_overlay
-from vidpipe.config import config_hash, load_params, parse_override
+from pipeline.infra.recipes import list_recipes, read_recipe, write_overlay
+from vidpipe.config.identity import config_hash
+from vidpipe.config.overlay import parse_override
 from vidpipe.errors import VidpipeError
+from vidpipe.params import load_params
 
 PARAMS = PROJECT / "params.yaml"
 

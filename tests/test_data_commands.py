@@ -13,7 +13,7 @@ import torch
 from conftest import PROJECT
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from vidpipe.data.stats import summarise
 from vidpipe.errors import VidpipeError
 from vidpipe.video.store import Manifest, write_manifest

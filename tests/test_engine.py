@@ -15,12 +15,12 @@ import torch
 from conftest import randomise, tiny_vit
 from test_training import HALF, SIZE, Moving, T
 
-from vidpipe.config import TrainConfig
 from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.profile import memory, saved_by_block
+from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import Trainer
 from vidpipe.training.optim import lr_factor, lr_scale, parameter_groups, trained_parameters
 from vidpipe.training.recompute import choose_recomputed

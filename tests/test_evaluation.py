@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_store import UNIFORM, small_project, small_store
 
-from pipeline.cli import main
+from pipeline.cli.app import main
 from vidpipe.data.config import TransformConfig
 from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.errors import VidpipeError

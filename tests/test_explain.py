@@ -24,20 +24,20 @@ from torch.nn.functional import avg_pool2d
 from torchvision.transforms import v2 as transforms
 from typer.testing import CliRunner
 
-from pipeline.cli import app
-from pipeline.explain import safe_name
+from pipeline.cli.app import app
+from pipeline.tools.explain import safe_name
 from vidpipe.backbones.ops import shift_frames
 from vidpipe.backbones.still import WEIGHTS
-from vidpipe.config import load_params
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
-from vidpipe.explain import attention_maps, explain_clip, grad_cam, overlay
+from vidpipe.explain import attention_maps, explain_clip, grad_cam
 from vidpipe.explain.attention import AttentionMaps
 from vidpipe.explain.clip import Explanation, View
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
-from vidpipe.training.checkpoint import TrainedModel, new_model, save_adapter
+from vidpipe.params import load_params
+from vidpipe.trained.adapter import TrainedModel, new_model, save_adapter
 from vidpipe.video.rendered import render_clip
-from vidpipe.viz.explain import blend, enlarged, plot_strip, write_animation
+from vidpipe.viz.explain import blend, enlarged, overlay, plot_strip, write_animation
 
 T, GRID, CLASSES, HEADS = 4, (3, 4), 5, 4
 PATCHES = GRID[0] * GRID[1]

@@ -14,25 +14,26 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from test_layers import run_without
 
-from pipeline.export import _with_accuracy
+from pipeline.stages.export import _with_accuracy
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, architecture, load_backbone
-from vidpipe.config import ExportConfig, explain
+from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.data.dataset import to_input
 from vidpipe.errors import VidpipeError
-from vidpipe.export.card import Facts, model_card, weights_licence
-from vidpipe.export.package import (
+from vidpipe.export.config import ExportConfig
+from vidpipe.export.model_card import Facts, model_card, weights_licence
+from vidpipe.export.parity import Parity, prove_program
+from vidpipe.export.programs import Classifier, open_program, require, write_program
+from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.trained.adapter import TrainedModel
+from vidpipe.trained.package import (
     describe,
     inference_model,
     open_model,
     prove_parity,
     save_package,
 )
-from vidpipe.export.parity import Parity, prove_program
-from vidpipe.export.programs import Classifier, open_program, require, write_program
-from vidpipe.methods.registry import METHODS, build_method
-from vidpipe.training.checkpoint import TrainedModel
 
 T, SIZE = 4, 48
 NAME = "vit_still_patch12_48"
@@ -322,7 +323,7 @@ import torch
 clips = torch.load({str(tmp_path / "clips.pt")!r}, weights_only=True)
 """
     loader = f"""
-from vidpipe.export.package import load_package
+from vidpipe.trained.package import load_package
 from vidpipe.export.programs import Classifier
 logits = Classifier(load_package(Path({str(tmp_path)!r})))(clips)
 """

@@ -19,7 +19,7 @@ import pytest
 from test_quarantine import write_video
 from test_video import moving
 
-from pipeline import extract
+from pipeline.stages import extract
 from vidpipe.data.config import DataConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.video.config import ExtractConfig
@@ -227,7 +227,7 @@ def test_too_many_bad_files_are_counted_by_reason_and_nothing_is_decoded_again(
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from pipeline import extract
+from pipeline.stages import extract
 from vidpipe.data.config import DataConfig
 from vidpipe.video.config import ExtractConfig
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from timm.layers import QuickGELU
 from timm.models import VisionTransformer, register_model
 from torch import Tensor, nn
 
-from pipeline import cli
+from pipeline.cli import app as cli
 from vidpipe.interop import build_from_reference
 from vidpipe.interop.reference import translate
-from vidpipe.training.checkpoint import load_adapter
+from vidpipe.trained.adapter import load_adapter
 
 GOLDEN = SHARED / "golden"
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="../shared is not here")

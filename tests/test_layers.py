@@ -72,7 +72,7 @@ def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys
 from typer.testing import CliRunner
-from pipeline.cli import app
+from pipeline.cli.app import app
 result = CliRunner().invoke(app, ["--help"])
 assert result.exit_code == 0 and "train" in result.output
 heavy = {"torch", "ray", "mlflow", "dvc", "timm", "pandas", "pydantic"} & set(sys.modules)

@@ -11,7 +11,7 @@ import pytest
 from small_store import small_project
 from test_engine import make, trainer, weights
 
-from pipeline.cli import main
+from pipeline.cli.app import main
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.training.loop import Trainer
 from vidpipe.training.mirror import MARK, Mirror

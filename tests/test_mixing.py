@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import HALF, Moving
 
-from vidpipe.config import TrainConfig
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import TransformConfig
 from vidpipe.data.mixing import Mixed, PairMixer
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.noise import Keys
 from vidpipe.training import loop
+from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import fit
 
 

@@ -10,7 +10,7 @@ import yaml
 from conftest import SHARED, tiny_vit
 from typer.testing import CliRunner
 
-from pipeline.cli import app
+from pipeline.cli.app import app
 from vidpipe.methods.registry import METHODS
 from vidpipe.paper_tables import _status, read_rows, recompute
 from vidpipe.profile import macs_by_kind, memory, modules, parameters

@@ -173,7 +173,7 @@ RAY = """
 import os, sys, signal
 from pathlib import Path
 sys.path.insert(0, "TESTS")
-from pipeline import cluster
+from pipeline.infra.ray import train as cluster
 
 def worker(payload):
     import torch

@@ -24,20 +24,22 @@ from test_quarantine import write_video
 from test_video import moving
 from typer.testing import CliRunner
 
-from pipeline import extract, predict
-from pipeline.cli import app
-from pipeline.inputs import sources
+from pipeline.cli.app import app
+from pipeline.stages import extract
+from pipeline.tools import predict
+from pipeline.tools.prediction_inputs import sources
 from vidpipe.data.config import DataConfig, SamplingConfig
 from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.data.sampling import test_indices as middles
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.evaluate import Evaluator
 from vidpipe.evaluation.evaluate import predict as evaluate
-from vidpipe.export.package import open_model
-from vidpipe.inference import fetch, models, segments
+from vidpipe.inference import fetch, segments
 from vidpipe.inference.guard import Guards
-from vidpipe.inference.models import Predictor, open_models
 from vidpipe.inference.segments import Request
+from vidpipe.trained import models
+from vidpipe.trained.models import Predictor, open_models
+from vidpipe.trained.package import open_model
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.quarantine import QuarantineError
 from vidpipe.video.store import FrameStore

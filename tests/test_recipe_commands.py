@@ -14,8 +14,8 @@ from small_store import small_store
 from test_video import moving
 from typer.testing import CliRunner, Result
 
-from pipeline.cli import app
-from pipeline.recipes import listing
+from pipeline.cli.app import app
+from pipeline.tools import list_recipes as listing
 from vidpipe.training.state import Progress
 from vidpipe.video.encode import encode_h264
 from vidpipe.video.store import read_manifest

@@ -14,16 +14,17 @@ from small_store import small_store
 from timm.layers import QuickGELU
 from timm.models import SwinTransformer, VisionTransformer
 
-from pipeline.plan import real_steps
-from pipeline.recipes import list_recipes, load_recipe, read_recipe
-from pipeline.recipes.listing import DATA, Row, costs, row
+from pipeline.infra.recipes import list_recipes, load_recipe, read_recipe
+from pipeline.tools.dry_run import real_steps
+from pipeline.tools.list_recipes import DATA, Row, costs, row
 from vidpipe.backbones.zoo import Backbone
-from vidpipe.config import Params, load_params, read_yaml
+from vidpipe.config.overlay import read_yaml
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import build_method
 from vidpipe.paper_tables import TOLERANCE, _status, read_rows
-from vidpipe.training.checkpoint import TrainedModel
+from vidpipe.params import Params, load_params
+from vidpipe.trained.adapter import TrainedModel
 from vidpipe.video.store import FrameStore
 
 PARAMS = PROJECT / "params.yaml"
@@ -169,7 +170,7 @@ def test_printed_gflops_are_those_of_the_table_of_costs() -> None:
 def test_two_blocks_stand_for_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = row(RECIPES[name])
     monkeypatch.setattr(
-        "pipeline.recipes.listing.costs", lambda *args: costs(*args, every_block=True)
+        "pipeline.tools.list_recipes.costs", lambda *args: costs(*args, every_block=True)
     )
     whole = row(RECIPES[name])
     for field in ("tunable_m", "tunable_without_head_m", "gflops", "gpu_hours"):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipeline import synth
+from pipeline.stages import synth
 from vidpipe.video.rendered import (
     CLASS_PAIRS,
     SHAPES,

@@ -20,7 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from small_store import small_project
 
-from pipeline.space import (
+from pipeline.infra.search_space import (
     Domain,
     as_text,
     check_space,
@@ -29,9 +29,10 @@ from pipeline.space import (
     parse_space,
     resolve,
 )
-from vidpipe.config import load_params, parse_override, read_yaml
+from vidpipe.config.overlay import parse_override, read_yaml
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS
+from vidpipe.params import load_params
 
 RAW = read_yaml(PROJECT / "params.yaml")
 
@@ -181,7 +182,7 @@ TUNE = (
 )
 
 
-COMMAND = (sys.executable, "-m", "pipeline.cli")
+COMMAND = (sys.executable, "-m", "pipeline.cli.app")
 
 
 def vidpipe(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -320,8 +321,8 @@ def test_optuna_searches_the_same_twice(project: Path) -> None:
 def test_optuna_that_is_not_installed_is_one_line(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import search
-    from pipeline.workspace import Workspace
+    from pipeline.infra.workspace import Workspace
+    from pipeline.tools import tune as search
 
     monkeypatch.setattr(search, "find_spec", lambda name: None)
     how = search.Search(algorithm="optuna")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.spread import spread
+from pipeline.infra.ray.tasks import spread
 from vidpipe.errors import VidpipeError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -67,7 +67,7 @@ def test_a_killed_actor_loses_no_task(tmp_path: Path) -> None:
 def test_a_task_that_kills_every_actor_ends_it_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.spread.LOSSES", 1)
+    monkeypatch.setattr("pipeline.infra.ray.tasks.LOSSES", 1)
 
     def make() -> Callable[[int], int]:
         return lambda i: os.kill(os.getpid(), signal.SIGKILL) or i if i == 2 else i

@@ -9,11 +9,12 @@ import torch
 from conftest import PROJECT
 from small_models import NAME, SIZE, T, backbone_file, save_tiny_adapter
 
-from pipeline.recipes import list_recipes, load_recipe
-from pipeline.workspace import Workspace, training_hash
-from vidpipe.config import Params, load_params, parse_override
+from pipeline.infra.recipes import list_recipes, load_recipe
+from pipeline.infra.workspace import Workspace, training_hash
+from vidpipe.config.overlay import parse_override
 from vidpipe.errors import VidpipeError
-from vidpipe.training.checkpoint import ONLY_TRAINING, load_adapter, new_model, save_adapter
+from vidpipe.params import Params, load_params
+from vidpipe.trained.adapter import ONLY_TRAINING, load_adapter, new_model, save_adapter
 
 CLASSES = ["left", "right", "up"]
 

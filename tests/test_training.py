@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import architecture, load_backbone
-from vidpipe.config import TrainConfig
 from vidpipe.data.batches import shard_order
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
-from vidpipe.export.package import (
+from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.trained.adapter import TrainedModel, load_adapter, save_adapter
+from vidpipe.trained.package import (
     inference_model,
     open_model,
     prove_parity,
     save_package,
 )
-from vidpipe.methods.registry import METHODS, build_method
-from vidpipe.training.checkpoint import TrainedModel, load_adapter, save_adapter
+from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import fit
 from vidpipe.training.optim import lr_factor, parameter_groups
 

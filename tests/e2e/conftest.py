@@ -94,7 +94,7 @@ def vidpipe(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """The command in this process: its exit code and the last line of its standard error."""
-    from pipeline.cli import main
+    from pipeline.cli.app import main
 
     monkeypatch.chdir(project)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

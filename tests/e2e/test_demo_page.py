@@ -52,7 +52,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int,
     log = (root / "log").open("w+")
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "pipeline.cli", "demo", "--port", "0", "--max-mb", "1"),
+            *(sys.executable, "-m", "pipeline.cli.app", "demo", "--port", "0", "--max-mb", "1"),
             *("--model", str(one), "--model", str(two), "--timeout", "60"),
         ],
         stderr=log,

@@ -21,12 +21,13 @@ import pytest
 import torch
 from small_store import small_project
 
-from pipeline import export
-from pipeline.workspace import Workspace
-from vidpipe.config import Params, deep_merge, load_params
-from vidpipe.export.package import load_package
+from pipeline.infra.workspace import Workspace
+from pipeline.stages import export
+from vidpipe.config.overlay import deep_merge
 from vidpipe.export.programs import Classifier
-from vidpipe.training.checkpoint import new_model, save_adapter
+from vidpipe.params import Params, load_params
+from vidpipe.trained.adapter import new_model, save_adapter
+from vidpipe.trained.package import load_package
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("serving")]
 

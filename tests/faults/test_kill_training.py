@@ -54,7 +54,7 @@ TINY = (
 
 
 def vidpipe(folder: Path, *command: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline.cli", *command]
+    return [sys.executable, "-m", "pipeline.cli.app", *command]
 
 
 def call(folder: Path, *command: str, code: int = 0) -> str:

@@ -25,7 +25,7 @@ from test_extract import SMALL, digest
 from test_quarantine import write_video
 from test_video import moving
 
-from pipeline import extract
+from pipeline.stages import extract
 from vidpipe.data.config import DataConfig
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one
@@ -82,7 +82,7 @@ def train(
 ) -> tuple[int, str]:
     """`vidpipe train` on the cluster: exit status and standard error, given to `on_line` as it comes."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", *TRAIN],
+        [sys.executable, "-m", "pipeline.cli.app", *TRAIN],
         cwd=folder,
         env=os.environ | {"RAY_ADDRESS": address},
         stdout=subprocess.DEVNULL,

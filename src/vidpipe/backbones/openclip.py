@@ -9,16 +9,15 @@ import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.fit import fit_state
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights
-
-if TYPE_CHECKING:
-    from vidpipe.backbones.zoo import BackboneConfig
 
 # CLIP's names (open_clip and OpenAI) -> timm's, applied in order.
 _CLIP_TO_TIMM = [
@@ -128,8 +127,6 @@ def load_open_clip(
     """(ViT with weights, its state as stored, mean, std), from a local file or a pretrained tag."""
     from open_clip import list_pretrained_tags_by_model
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
-    from vidpipe.backbones.zoo import fit_state
 
     tag = config.hub_tag
     if tag == "":

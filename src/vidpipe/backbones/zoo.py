@@ -13,15 +13,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from timm.models import SwinTransformer, VisionTransformer, swin_transformer
-from timm.models.vision_transformer import Block, checkpoint_filter_fn
+from timm.models import SwinTransformer, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor
 
 import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.fit import fit_state
 from vidpipe.backbones.swin import ImageModel, blocks_of_stage, stages_of
 from vidpipe.errors import VidpipeError
-from vidpipe.weights import read_weights, refuse_mismatch, state_sha256
+from vidpipe.weights import read_weights, state_sha256
 
 
 @dataclass(frozen=True)
@@ -138,22 +139,3 @@ def _refuse_other_model(config: BackboneConfig, vit: ImageModel, header: Mapping
                 f"backbone.weights: {config.weights} is for {what} {header[what]}, but "
                 f"backbone.name {name} has {own}"
             )
-
-
-def fit_state(vit: ImageModel, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` into `vit`, resizing the position grid; refuse anything missing or left over."""
-    given = {k: v.float() for k, v in state.items()}
-    if isinstance(vit, SwinTransformer):
-        try:
-            fitted = swin_transformer.checkpoint_filter_fn(given, vit)
-        except (AttributeError, RuntimeError) as error:  # a bias table of a block that is not there
-            reason = str(error).splitlines()[0]
-            raise VidpipeError(f"{source}: weights do not fit the model; {reason}") from None
-    else:
-        fitted = checkpoint_filter_fn(given, vit, interpolation="bicubic", antialias=False)
-    # A classifier or projection on top of the features is not part of the frozen backbone.
-    fitted = {k: v for k, v in fitted.items() if not k.startswith(("head.", "head_dist."))}
-    if "mask_token" in fitted and not hasattr(vit, "mask_token"):
-        fitted.pop("mask_token")  # DINOv2's training token; never used at inference
-    refuse_mismatch(source, vit.state_dict(), fitted)
-    vit.load_state_dict(fitted)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vidpipe.section import Section
+from vidpipe.config.section import Section
 
 Layout = Literal["folders", "table", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51"]
 

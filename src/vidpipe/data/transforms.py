@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 
-from vidpipe.config import nearest
+from vidpipe.config.messages import nearest
 from vidpipe.data.config import TransformConfig
 from vidpipe.errors import VidpipeError
 

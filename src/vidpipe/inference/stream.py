@@ -9,8 +9,8 @@ from typing import Literal
 from torch import Tensor
 
 from vidpipe.inference.guard import Event, Guards
-from vidpipe.inference.models import Predictor
 from vidpipe.inference.segments import Segment
+from vidpipe.trained.models import Predictor
 
 
 @dataclass(frozen=True)

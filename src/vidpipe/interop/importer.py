@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
-from vidpipe.config import explain
+from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.interop.reference import (
@@ -33,7 +33,7 @@ from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.registry import VideoModel, build_method
 from vidpipe.methods.st_adapter import STAdapterConfig
 from vidpipe.methods.zeroi2v import ZeroI2VConfig
-from vidpipe.training.checkpoint import TrainedModel, save_adapter
+from vidpipe.trained.adapter import TrainedModel, save_adapter
 from vidpipe.weights import read_weights, refuse_mismatch
 
 IMPORTABLE = ("aim", "st_adapter", "zeroi2v")

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidpipe.config import TrainConfig
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.dataset import TrainSet, ViewSet, to_input, train_loader
 from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import GOLDEN, lowbias32
+from vidpipe.training.config import TrainConfig
 from vidpipe.training.ema import Ema
 from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo, Sums
 from vidpipe.training.optim import (

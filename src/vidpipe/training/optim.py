@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from vidpipe.config import TrainConfig
 from vidpipe.methods.base import VideoModel
+from vidpipe.training.config import TrainConfig
 
 FUSED = ("cpu", "cuda", "mps", "xpu")
 """Devices on which torch has AdamW as one kernel."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from vidpipe.config import TrainConfig
 from vidpipe.methods.base import VideoModel
 from vidpipe.profile import saved_by_block
+from vidpipe.training.config import TrainConfig
 from vidpipe.training.optim import autocast_dtype
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from vidpipe.config import TrainConfig
 from vidpipe.data.dataset import ViewSet, to_input, view_loader
 from vidpipe.errors import TrainingStopped
 from vidpipe.methods.base import VideoModel
+from vidpipe.training.config import TrainConfig
 from vidpipe.training.optim import autocast
 from vidpipe.training.parallel import all_sum, any_worker
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vidpipe.section import Section
+from vidpipe.config.section import Section
 
 
 class ExtractConfig(Section):

@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vidpipe.explain.clip import Explanation, Kind, View
+from vidpipe.explain.clip import Explanation, Kind, View, explain_clip
 from vidpipe.files import atomic_file
+from vidpipe.trained.adapter import TrainedModel
 from vidpipe.viz.plots import save
 
 SIDE = 224
@@ -171,3 +172,19 @@ def write_animation(explanation: Explanation, title: str, path: Path) -> None:
             duration=round(1000 * SECONDS_PER_FRAME),
             loop=0,
         )
+
+
+def overlay(trained: TrainedModel, frames: Tensor) -> tuple[Tensor, Tensor, list[str]]:
+    """Frames (T, 3, S, S) uint8 at the model's own size, with attention laid over: (T, 3, S, S) uint8
+    for spatial heads, the same for what looks at other frames, and the caption of each of the two.
+
+    Second come temporal heads or attention over time, else the query that reads all frames, else
+    the first once more. A map lies on the frame whose patches are looked at. Raises VidpipeError as
+    `explain_clip` does.
+    """
+    explanation = explain_clip(trained, frames)
+    found = [explanation.view(kind) for kind in ("spatial", "temporal", "clip")]
+    views = [view for view in found if view is not None]
+    first, second = views[0], views[min(1, len(views) - 1)]
+    pictures = [blend(explanation.frames, view.maps) for view in (first, second)]
+    return pictures[0], pictures[1], [caption(first), caption(second)]

@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vidpipe.config import nearest
+from vidpipe.config.messages import nearest
 from vidpipe.data.config import DataConfig
 from vidpipe.errors import VidpipeError
 

@@ -1,0 +1,182 @@
+"""Ray Train: one training function on none, one or many workers (`spread` has Ray's other uses)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+# Said before Ray is imported: it would otherwise report usage over the network.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+import ray
+import ray.exceptions
+import ray.train
+import ray.train.torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from vidpipe.errors import TrainingStopped, VidpipeError
+from vidpipe.training.config import TrainConfig
+
+Worker = Callable[[dict[str, Any]], None]
+
+
+def rank() -> int:
+    return int(ray.train.get_context().get_world_rank())
+
+
+def world_size() -> int:
+    return int(ray.train.get_context().get_world_size())
+
+
+def device() -> torch.device:
+    """The device Ray gave this worker (its first GPU, or the CPU)."""
+    given = ray.train.torch.get_device()
+    return given[0] if isinstance(given, list) else given
+
+
+def report(metrics: dict[str, float]) -> None:
+    """Tell Ray of a finished epoch; every rank must call it. Checkpoints are ours, not Ray's."""
+    ray.train.report(metrics)
+
+
+def where_ray_is() -> str:
+    """RAY_ADDRESS, or `local`: a Ray of our own. Told nothing, Ray joins whichever runs here."""
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def train(worker: Worker, payload: dict[str, Any], config: TrainConfig, folder: Path) -> None:
+    """Run `worker(payload)` on `config.num_workers` workers (0: in this process).
+
+    `folder` is the run's, for all workers to see; what the worker leaves there is its own, and Ray
+    keeps its books in `folder/ray`. Workers that are lost start again `worker_restarts` times, and
+    find there what to go on from; a VidpipeError ends the training at once.
+    Returns when the worker has returned, at its end or because it was asked to stop.
+    Raises VidpipeError when the machine or cluster cannot hold the workers.
+    """
+    mistake = folder / "error.txt"
+    mistake.unlink(missing_ok=True)
+    shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray would resume from its own books
+    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
+    with _cluster(config, use_gpu):
+        trainer = ray.train.torch.TorchTrainer(
+            _guarded(worker, mistake),
+            train_loop_config=payload,
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=use_gpu,
+                resources_per_worker=_resources(config, use_gpu),
+            ),
+            run_config=RunConfig(
+                name="ray",
+                storage_path=str(folder),
+                failure_config=FailureConfig(max_failures=config.worker_restarts),
+            ),
+        )
+        try:
+            if config.num_workers == 0:
+                trainer.fit()
+            else:
+                # Not in the main thread, where Ray would take over Ctrl-C.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(trainer.fit).result()
+        except TrainingFailedError as error:
+            if mistake.exists():
+                raise VidpipeError(mistake.read_text(encoding="utf-8")) from error
+            raise _as_users_error(error) from error
+    if mistake.exists():
+        raise VidpipeError(mistake.read_text(encoding="utf-8"))
+
+
+def _guarded(worker: Worker, mistake: Path) -> Worker:
+    """`worker`, whose user's mistakes are not tried again: they would only be made again.
+
+    Ray restarts workers whatever they raised; on finding the note, they return at once.
+    """
+
+    def guarded(payload: dict[str, Any]) -> None:
+        if mistake.exists():
+            return
+        try:
+            worker(payload)
+        except TrainingStopped:
+            return
+        except VidpipeError as error:
+            with suppress(OSError):
+                if world_size() > 1 or ray.is_initialized():
+                    mistake.write_text(str(error), encoding="utf-8")
+            raise
+
+    return guarded
+
+
+def _as_users_error(error: TrainingFailedError) -> BaseException:
+    """A VidpipeError raised in a worker comes back as itself; anything else keeps its traceback."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, VidpipeError):
+                return VidpipeError(str(cause))
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return error
+
+
+@contextmanager
+def _cluster(config: TrainConfig, use_gpu: bool) -> Any:
+    """A running Ray for several workers (RAY_ADDRESS or one of our own); none for local mode."""
+    if config.num_workers == 0:
+        available = psutil.virtual_memory().available / 2**30
+        if available < config.memory_gb_per_worker:
+            raise VidpipeError(
+                f"train.memory_gb_per_worker: {config.memory_gb_per_worker:g} GB asked for, "
+                f"{available:.1f} GB free on this machine; lower it and train.batch_size"
+            )
+        logging.getLogger("ray.train").setLevel(logging.WARNING)
+        yield
+        return
+    already = ray.is_initialized()
+    if not already:
+        # Workers import this project from where it is installed; Ray must not try to ship it.
+        ray.init(
+            where_ray_is(),
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
+    try:
+        _refuse_impossible(config, use_gpu)
+        yield
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def _resources(config: TrainConfig, use_gpu: bool) -> dict[str, float]:
+    """Of one worker, in Ray's units."""
+    memory = config.memory_gb_per_worker * 2**30
+    return {"CPU": config.cpus_per_worker, "memory": memory} | ({"GPU": 1} if use_gpu else {})
+
+
+def _refuse_impossible(config: TrainConfig, use_gpu: bool) -> None:
+    """Ray would wait for resources that never come; say at once what is missing."""
+    have = ray.cluster_resources()
+    need = _resources(config, use_gpu)
+    fits = min(int(have.get(key, 0) // amount) for key, amount in need.items())
+    if fits < config.num_workers:
+        raise VidpipeError(
+            f"train.num_workers: {config.num_workers} workers need {config.cpus_per_worker} CPU, "
+            f"{config.memory_gb_per_worker:g} GB{' and a GPU' if use_gpu else ''} each; this "
+            f"cluster ({have.get('CPU', 0):g} CPU, {have.get('memory', 0) / 2**30:.1f} GB, "
+            f"{have.get('GPU', 0):g} GPU) holds {fits}"
+        )

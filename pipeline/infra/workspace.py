@@ -1,0 +1,95 @@
+"""Where each stage reads and writes, below one folder (`--out`, by default the project itself)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidpipe.config.identity import config_hash
+from vidpipe.files import sha256
+from vidpipe.params import Params
+from vidpipe.training.state import Checkpoints
+from vidpipe.video.store import FrameStore, manifest_sha256
+
+
+@dataclass(frozen=True)
+class Workspace:
+    root: Path
+
+    @property
+    def synth(self) -> Path:
+        return self.root / "data" / "synth"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "data" / "store"
+
+    def checkpoints(self, params: Params, run: str) -> Checkpoints:
+        """Of the training `run` (METHOD-HASH), with their copy at `train.storage`."""
+        url = params.train.storage
+        mirror = f"{url.rstrip('/')}/{run}" if url else None
+        return Checkpoints(self.ray / run / "checkpoints", mirror)
+
+    def adapter(self, method: str) -> Path:
+        return self.root / "models" / method / "adapter"
+
+    def package(self, method: str) -> Path:
+        return self.root / "models" / method / "package"
+
+    def evaluation(self, method: str) -> Path:
+        """Predictions and pictures: too large for git."""
+        return self.root / "models" / method / "evaluation"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    def result(self, method: str, name: str) -> Path:
+        """Small files for git: the same on every machine of a kind, so no times in them."""
+        return self.results / method / name
+
+    def timing(self, method: str) -> Path:
+        """Measured times, ignored by git and DVC: they differ on every run."""
+        return self.results / method / "timing.json"
+
+    @property
+    def ray(self) -> Path:
+        """Ray's own storage: outside every DVC output, which DVC deletes before a rerun."""
+        return (self.root / "ray").resolve()
+
+
+def open_store(workspace: Workspace, params: Params) -> FrameStore:
+    root = params.data.store or workspace.store
+    return FrameStore(root, params.train.cache_mb, params.data.reader)
+
+
+def data_hash(workspace: Workspace, params: Params) -> str:
+    """Identity of the extracted data: its manifest holds every source file's hash."""
+    return manifest_sha256(params.data.store or workspace.store)
+
+
+def training_hash(params: Params, method: str, workspace: Workspace, weights_sha256: str) -> str:
+    """Identity of one training: the same settings, data, backbone and start give the same name."""
+    # Where a copy lies changes nothing; where it starts from, what lies there.
+    start = params.train.starts_from
+    began = None if start is None else sha256(Path(start) / "adapter.safetensors")
+    train = params.train.model_copy(update={"storage": None, "starts_from": began})
+    return config_hash(
+        method,
+        params.method(method),
+        params.subset,
+        params.sampling,
+        params.transform,
+        train,
+        data_hash(workspace, params),
+        weights_sha256,
+    )
+
+
+def folder_hash(folder: Path) -> str:
+    """Over names and bytes of all files of a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()} {sha256(file)}\n".encode())
+    return digest.hexdigest()

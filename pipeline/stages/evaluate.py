@@ -1,0 +1,162 @@
+"""Stage `evaluate`: multi-view accuracy of a trained adapter on the validation clips."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.infra.console import progress
+from pipeline.infra.mlflow.tracking import tracked_run
+from pipeline.infra.workspace import Workspace, data_hash, folder_hash, open_store
+from vidpipe.config.identity import config_hash
+from vidpipe.cpu import use_cpu
+from vidpipe.data.dataset import Clips, ViewSet
+from vidpipe.errors import VidpipeError
+from vidpipe.evaluation.compare import require_same_classes
+from vidpipe.evaluation.evaluate import Evaluator, predict
+from vidpipe.evaluation.metrics import (
+    calibration_table,
+    confusion_matrix,
+    metrics,
+    per_class_table,
+    predictions_table,
+)
+from vidpipe.files import atomic_folder, read_json, write_json, write_text
+from vidpipe.params import Params
+from vidpipe.trained.adapter import TrainedModel, load_adapter
+from vidpipe.viz.plots import plot_calibration, plot_confusion
+
+
+def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
+    use_cpu(params.train.threads)
+    config = params.evaluate
+    trained = load_adapter(workspace.adapter(method), params.backbone.weights)
+    _check_pairs(params, trained)
+    evaluator = build(params, method, workspace, trained)
+    # How the work is shared out changes no number.
+    decisive = config.model_dump(exclude={"num_workers", "batch_size"})
+    adapter = folder_hash(workspace.adapter(method))
+    identity = config_hash(decisive, adapter, data_hash(workspace, params), trained.sampling)
+    with tracked_run(params.tracking, "evaluate", method, identity) as tracked:
+        tracked.params({"evaluate": config.model_dump(mode="json"), "method": method})
+        started = time.perf_counter()
+        clips = len(evaluator.views)
+        with progress() as bar:
+            task = bar.add_task(f"evaluate {method}", total=clips, info="")
+            predictions = predict(
+                evaluator,
+                config.batch_size,
+                _on_ray(params, method, workspace) if config.num_workers else None,
+                on_batch=lambda done: bar.advance(task, done),
+            )
+        speed = {"evaluate_clips_per_s": clips / (time.perf_counter() - started)}
+        result = metrics(predictions, trained.classes, config.reversed_pairs)
+        tracked.metrics({**result, **speed})
+        for view, top1 in enumerate(predictions.view_top1()):
+            tracked.metrics({"view_top1": top1}, step=view)
+
+        folder = workspace.evaluation(method)
+        with atomic_folder(folder) as temporary:
+            predictions_table(predictions, trained.classes).to_parquet(
+                temporary / "predictions.parquet", index=False
+            )
+            plot_confusion(
+                confusion_matrix(predictions, trained.classes),
+                trained.classes,
+                f"{method}: top-1 {result['top1']:.1%}",
+                temporary / "confusion.png",
+            )
+            plot_calibration(
+                calibration_table(predictions),
+                f"{method}: expected calibration error {result['ece']:.3f}",
+                temporary / "calibration.png",
+            )
+            write_json(
+                temporary / "config.json",
+                {
+                    "method": method,
+                    "classes": trained.classes,
+                    "evaluate": decisive,
+                    "sampling": trained.sampling.model_dump(mode="json"),
+                    "adapter_sha256": adapter,
+                    "data_sha256": data_hash(workspace, params),
+                    "split_number": params.data.split_number,
+                },
+            )
+        table = per_class_table(predictions, trained.classes)
+        write_text(workspace.result(method, "per_class.csv"), table.to_csv(index=False))
+        write_json(workspace.result(method, "eval.json"), result)
+        timing = workspace.timing(method)
+        write_json(timing, {**(read_json(timing) if timing.exists() else {}), **speed})
+        for file in sorted(folder.iterdir()):
+            tracked.artifact(file, "evaluation")
+        tracked.artifact(workspace.result(method, "per_class.csv"))
+    return result
+
+
+def build(
+    params: Params, method: str, workspace: Workspace, trained: TrainedModel | None = None
+) -> Evaluator:
+    """The evaluator of `method`'s adapter on the validation clips, on a GPU where there is one.
+
+    Raises VidpipeError where the adapter's classes are not those of the data.
+    """
+    folder = workspace.adapter(method)
+    trained = trained or load_adapter(folder, params.backbone.weights)
+    store, config = open_store(workspace, params), params.evaluate
+    require_same_classes(str(folder), trained.classes, str(store.root), store.classes)
+    views = ViewSet(
+        Clips(store, "val", trained.classes),
+        trained.sampling,
+        trained.transform,
+        config.temporal_clips,
+        config.spatial_crops,
+    )
+    normalisation = (trained.backbone.mean, trained.backbone.std)
+    model = trained.model.to("cuda" if use_gpu(params) else "cpu")
+    return Evaluator(model, views, normalisation, config.average, config.use_of_time)
+
+
+def use_gpu(params: Params) -> bool:
+    """Raises VidpipeError where `train.use_gpu` is yes and there is none."""
+    wanted, there = params.train.use_gpu, torch.cuda.is_available()
+    if wanted == "yes" and not there:
+        raise VidpipeError("train.use_gpu: yes, but this machine has no usable GPU; set it to auto")
+    return there and wanted != "no"
+
+
+def _on_ray(
+    params: Params, method: str, workspace: Workspace
+) -> Callable[[list[range]], Iterator[dict[str, Any]]]:
+    """Batches on `evaluate.num_workers` Ray workers, each with a model of its own."""
+    from pipeline.infra.ray.tasks import spread
+    from pipeline.infra.ray.train import where_ray_is
+
+    here, values, root = str(Path.cwd()), params.model_dump(mode="json"), str(workspace.root)
+
+    def make() -> Evaluator:
+        os.chdir(here)  # paths in params are relative to the project
+        own = Params.model_validate(values)
+        use_cpu(own.train.threads)
+        return build(own, method, Workspace(Path(root)))
+
+    def apply(batches: list[range]) -> Iterator[dict[str, Any]]:
+        address = where_ray_is()
+        workers = params.evaluate.num_workers
+        yield from spread(batches, make, workers, address, "evaluate", use_gpu(params))
+
+    return apply
+
+
+def _check_pairs(params: Params, trained: TrainedModel) -> None:
+    named = {name for pair in params.evaluate.reversed_pairs for name in pair}
+    if unknown := sorted(named - set(trained.classes)):
+        raise VidpipeError(
+            f"evaluate.reversed_pairs: {unknown[0]!r} is not a class of this model "
+            f"({', '.join(trained.classes[:8])}, ...)"
+        )

@@ -1,0 +1,192 @@
+"""Stage `extract`: video files -> frame store and manifest; damaged files are quarantined.
+
+A decoder runs in a process of its own. One that hangs or dies costs its video and is replaced.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures as futures
+import multiprocessing
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from pipeline.infra.console import console, progress
+from vidpipe.config.identity import config_hash
+from vidpipe.data.config import DataConfig
+from vidpipe.data.layouts import Item, list_items, resolve_inside
+from vidpipe.errors import VidpipeError
+from vidpipe.video.config import ExtractConfig
+from vidpipe.video.extract import Extracted, extract_one, quarantined
+from vidpipe.video.store import read_manifest
+from vidpipe.video.writer import StoreWriter
+
+Task = tuple[int, Path]
+Work = Callable[[Path, ExtractConfig], Extracted]
+# Not forked: this process has threads, and a fork may copy a lock that one of them holds.
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+def run(
+    data: DataConfig, extract: ExtractConfig, out: Path, work: Work = extract_one
+) -> dict[str, Any]:
+    """Write the store to `out` as a whole. Returns counts: clips, frames, and one per reason.
+
+    Killed at any moment and run again, it goes on where it was. Raises VidpipeError when more than
+    `extract.max_bad_fraction` of the files are bad; what was decoded is kept for the next try.
+    """
+    listing = list_items(data)
+    root = Path(data.root)
+    listed = [
+        {"id": id_, "path": item.path, "label": item.label, "split": item.split}
+        for id_, item in zip(_unique_ids(listing.items), listing.items, strict=True)
+    ]
+    # Shards hold all classes: reading a few at a time (train.shuffle: shards) must not skew batches.
+    random.Random(0).shuffle(listed)
+    sources = [resolve_inside(root, row["path"]) for row in listed]
+    stats = [_stat(source) for source in sources]
+    # What decides the bytes; how the work is shared out does not.
+    decisive = extract.model_dump(
+        exclude={"num_workers", "ray_address", "max_bad_fraction", "timeout_s"}
+    )
+    writer = StoreWriter(
+        out,
+        config_hash(decisive, listing.classes, listed),
+        listed,
+        stats,
+        shard_bytes=int(extract.shard_mb * 2**20),
+        timeout_s=extract.timeout_s,
+    )
+    with closing(writer):
+        if writer.finished:
+            found = read_manifest(out).rows
+            return _summary([dict(row) for _, row in found.iterrows()])
+        pending = writer.pending()
+        if len(pending) < len(listed):
+            console.print(
+                f"going on: {len(listed) - len(pending)} of {len(listed)} videos are done"
+            )
+        with progress() as bar:
+            task = bar.add_task(
+                "extract", total=len(listed), completed=len(listed) - len(pending), info=""
+            )
+            for index, clip in _decode(((i, sources[i]) for i in pending), extract, work):
+                writer.add(index, clip)
+                speed = bar.tasks[0].finished_speed or bar.tasks[0].speed or 0
+                bar.update(task, advance=1, info=f"{speed:.1f} clips/s")
+        _refuse_if_too_bad(writer.all_rows(), extract)
+        rows = writer.finish(listing.classes, extract.tier)
+    return _summary(rows)
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    reasons = Counter(row["reason"] for row in rows if row["status"] != "ok")
+    for row in rows:
+        if row["status"] != "ok":
+            console.print(f"quarantined {row['path']}: {row['reason']} ({row['detail']})")
+    ok = [row for row in rows if row["status"] == "ok"]
+    return {
+        "clips": len(ok),
+        "frames": sum(row["frames"] for row in ok),
+        "quarantined": sum(reasons.values()),
+        **{f"quarantined_{reason}": count for reason, count in sorted(reasons.items())},
+    }
+
+
+def _stat(source: Path) -> tuple[int, int]:
+    try:
+        found = source.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def _decode(
+    tasks: Iterable[Task], config: ExtractConfig, work: Work
+) -> Iterator[tuple[int, Extracted]]:
+    address = config.ray_address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        yield from decode_here(tasks, config, work, config.num_workers)
+    else:
+        from pipeline.infra.ray.tasks import spread
+
+        yield from spread(
+            tasks, lambda: OneDecoder(config, work), config.num_workers, address, "extract"
+        )
+
+
+def decode_here(
+    tasks: Iterable[Task], config: ExtractConfig, work: Work, workers: int
+) -> Iterator[tuple[int, Extracted]]:
+    """Results as they come, from `workers` processes of this machine."""
+    queue = iter(tasks)
+    waiting: dict[futures.Future[Extracted], int] = {}
+    with ProcessPool(max_workers=workers, context=CONTEXT) as pool:
+        while True:
+            # A few more than there are workers, so that none waits and none of 240,000 futures piles up.
+            while len(waiting) < 2 * workers and (task := next(queue, None)) is not None:
+                index, source = task
+                future: futures.Future[Extracted] = pool.schedule(
+                    work, args=[source, config], timeout=config.timeout_s
+                )
+                waiting[future] = index
+            if not waiting:
+                return
+            done, _ = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
+            for future in done:
+                yield waiting.pop(future), _outcome(future, config)
+
+
+def _outcome(future: futures.Future[Extracted], config: ExtractConfig) -> Extracted:
+    try:
+        return future.result()
+    except futures.TimeoutError:
+        return quarantined("timeout", f"longer than extract.timeout_s {config.timeout_s:g}")
+    except ProcessExpired as error:
+        return quarantined("crashed", f"the decoder's process died: {error}")
+    except MemoryError:
+        return quarantined("crashed", "the decoder ran out of memory")
+
+
+class OneDecoder:
+    """What each worker of a cluster holds: one guarded process, as on a single machine."""
+
+    def __init__(self, config: ExtractConfig, work: Work) -> None:
+        self.config, self.work = config, work
+        self.pool = ProcessPool(max_workers=1, context=CONTEXT)
+
+    def __call__(self, task: Task) -> tuple[int, Extracted]:
+        index, source = task
+        timeout = self.config.timeout_s
+        future = self.pool.schedule(self.work, args=[source, self.config], timeout=timeout)
+        return index, _outcome(future, self.config)
+
+
+def _unique_ids(items: list[Item]) -> list[str]:
+    """The path without its suffix; with it where two files differ by nothing else."""
+    stems = [item.path.rpartition(".")[0] or item.path for item in items]
+    count = Counter(stems)
+    return [item.path if count[stem] > 1 else stem for item, stem in zip(items, stems, strict=True)]
+
+
+def _refuse_if_too_bad(rows: list[dict[str, Any]], config: ExtractConfig) -> None:
+    # How many files may be absent is data.max_missing_fraction's business.
+    present = [row for row in rows if row["reason"] != "missing_file"]
+    bad = [row for row in present if row["status"] != "ok"]
+    if len(bad) > config.max_bad_fraction * len(present):
+        reasons = Counter(row["reason"] for row in bad)
+        listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        raise VidpipeError(
+            f"extract: {len(bad)} of {len(present)} videos are bad ({listed}; first "
+            f"{bad[0]['path']}: {bad[0]['detail']}), more than extract.max_bad_fraction "
+            f"{config.max_bad_fraction:g}; raise it to go on without them (nothing is decoded again)"
+        )
+    for split in ("train", "val"):
+        if not any(row["status"] == "ok" and row["split"] == split for row in rows):
+            raise VidpipeError(f"extract: no usable video is left in split {split!r}")

@@ -1,0 +1,262 @@
+"""Stage `train`: adapters on a frozen backbone, by Ray Train, tracked by MLflow."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline.infra.console import console
+from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
+from pipeline.infra.ray import train as cluster
+from pipeline.infra.stopping import Interrupted, StopRequest, asked
+from pipeline.infra.training_display import Live
+from pipeline.infra.workspace import Workspace, data_hash, open_store, training_hash
+from vidpipe.cpu import use_cpu
+from vidpipe.data.dataset import Clips, TrainSet, ViewSet
+from vidpipe.data.mixing import PairMixer
+from vidpipe.errors import VidpipeError
+from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
+from vidpipe.params import Params
+from vidpipe.profile import cost
+from vidpipe.trained.adapter import TrainedModel, load_adapter, new_model, save_adapter
+from vidpipe.training.loop import Trainer
+from vidpipe.training.metrics import EpochMetrics, EpochTiming
+from vidpipe.training.state import Checkpoints, Progress, load_result
+from vidpipe.weights import read_weights, state_sha256
+
+
+def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
+    """Train `method` and publish its adapter; returns the last epoch's metrics.
+
+    A training that was stopped or killed goes on from its last checkpoint; one whose adapter is
+    published is not repeated. What decides both is the hash of all that goes into it.
+    Raises Interrupted when asked to stop, its state saved.
+    """
+    use_cpu(params.train.threads)
+    store = open_store(workspace, params)
+    classes = list(store.classes)
+    trained = _seeded_model(params, method, classes)
+    costs = cost(trained.model, params.transform.size)
+    identity = training_hash(params, method, workspace, trained.backbone.sha256)
+    folder = workspace.ray / f"{method}-{identity}"
+    checkpoints = workspace.checkpoints(params, folder.name)
+    gone = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    with tracked_run(params.tracking, "train", method, identity) as tracked:
+        tracked.params(_shown_params(params, method))
+        tracked.params({"classes": len(classes), "clips": len(store)})
+        tracked.tags({"data.sha256": data_hash(workspace, params)})
+        tracked.metrics({f"cost.{k}": v for k, v in vars(costs).items()})
+        checkpoints.fetch()
+        if checkpoints.last() is None and (done := _published(workspace, method, identity)):
+            console.print(
+                f"{method}: this very training is finished, nothing to do; to repeat it, remove "
+                f"{workspace.adapter(method)}"
+            )
+            return done
+        with _alone(folder):
+            if not _finished(checkpoints):
+                _train(params, method, workspace, classes, tracked, folder, checkpoints)
+            last = _publish(trained, checkpoints, params, workspace, identity, costs, tracked)
+    # Its state is of no more use, and another training of this name (`dvc repro -f`) is to be one.
+    if checkpoints.mirror is not None:
+        checkpoints.mirror.remove()
+    folder.rename(gone)
+    shutil.rmtree(gone)
+    return last
+
+
+def _train(
+    params: Params,
+    method: str,
+    workspace: Workspace,
+    classes: list[str],
+    tracked: TrackedRun,
+    folder: Path,
+    checkpoints: Checkpoints,
+) -> None:
+    payload = {
+        "params": params.model_dump(mode="json"),
+        "method": method,
+        "classes": classes,
+        "store": str(workspace.store),
+        "cwd": str(Path.cwd()),
+        "mlflow": {"uri": tracked.uri, "run_id": tracked.run_id},
+        "run": str(folder),
+    }
+    with StopRequest(folder / "stop") as request:
+        cluster.train(worker, payload, params.train, folder)
+        checkpoints.fetch()  # rank 0 may have been on a node that shares no folder with us
+        if not _finished(checkpoints):
+            if request.number is None:
+                raise VidpipeError("training ended before its last epoch; see Ray's log above")
+            raise Interrupted(
+                request.number,
+                f"stopped, and saved in {checkpoints.last()}; run the same command again to go on",
+            )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The run's folder, for one process only."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise VidpipeError(f"{folder}: {error.strerror}; checkpoints are to be kept here") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise VidpipeError(f"{folder}: the same training is running already") from None
+    else:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _finished(checkpoints: Checkpoints) -> bool:
+    last = checkpoints.last()
+    return last is not None and Progress.read(last).finished
+
+
+def _published(workspace: Workspace, method: str, identity: str) -> dict[str, Any] | None:
+    """The results of the training `identity`, where all of them are in their places."""
+    adapter, result = workspace.adapter(method), workspace.result(method, "train.json")
+    history = workspace.result(method, "history.csv")
+    tensors = adapter / "adapter.safetensors"
+    if not ((adapter / "config.json").exists() and result.exists() and history.exists()):
+        return None
+    training = read_json(adapter / "config.json").get("training", {})
+    if training.get("identity") != identity or not tensors.exists():
+        return None
+    if state_sha256(read_weights(tensors)[0]) != training.get("sha256"):
+        return None
+    return {k: v for k, v in read_json(result).items() if k != "cost"}
+
+
+def _seeded_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
+    torch.manual_seed(params.train.seed)
+    return new_model(params, method, classes)
+
+
+def _shown_params(params: Params, method: str) -> dict[str, Any]:
+    """What decides this training, for MLflow's table: the method's own block without its name."""
+    sections = ("data", "subset", "sampling", "transform", "backbone", "train")
+    shown = {key: getattr(params, key).model_dump(mode="json") for key in sections}
+    return {
+        **shown,
+        "method": method,
+        "method_config": params.method(method).model_dump(mode="json"),
+    }
+
+
+def _publish(
+    trained: TrainedModel,
+    checkpoints: Checkpoints,
+    params: Params,
+    workspace: Workspace,
+    identity: str,
+    costs: Any,
+    tracked: TrackedRun,
+) -> dict[str, Any]:
+    """The adapter, proven to load, and the small results; returns the last epoch's metrics."""
+    method, last = trained.model.name, checkpoints.last()
+    assert last is not None
+    progress = load_result(last, trained.model)
+    _log(tracked, progress.history, progress.timing)
+    extra = {
+        "epoch": progress.epoch,
+        "train": params.train.model_dump(mode="json"),
+        "identity": identity,
+        "sha256": state_sha256(trained.model.adapter_state()),
+    }
+    adapter, draft = workspace.adapter(method), last.parents[1] / "adapter"
+    results = [workspace.result(method, name) for name in ("history.csv", "train.json")]
+    for path in (adapter, *results, workspace.timing(method)):
+        remove_temporary(path)
+    save_adapter(draft, trained, extra)
+    load_adapter(draft, params.backbone.weights)
+    with atomic_folder(adapter) as target:
+        for file in draft.iterdir():
+            shutil.copyfile(file, target / file.name)
+    rows = [{"epoch": m.epoch, "step": m.step, **m.numbers()} for m in progress.history]
+    # As whoever reads the table finds it: pandas may read another last digit than it wrote.
+    history = pd.read_csv(io.StringIO(pd.DataFrame(rows).to_csv(index=False)))
+    write_text(workspace.result(method, "history.csv"), history.to_csv(index=False))
+    numbers = {str(k): float(v) for k, v in history.iloc[-1].drop("epoch").items()}
+    write_json(workspace.result(method, "train.json"), {**numbers, "cost": vars(costs)})
+    # The first epoch pays for warming up and for filling the cache of decoded clips.
+    speeds = pd.Series([t.clips_per_s for t in progress.timing if t.clips_per_s > 0], dtype=float)
+    steady = speeds.iloc[1:] if len(speeds) > 1 else speeds
+    if len(steady):
+        speed = {"train_clips_per_s": float(steady.median())}
+        write_json(workspace.timing(method), speed)
+        tracked.metrics(speed)
+    return numbers
+
+
+def _log(run: TrackedRun, history: list[EpochMetrics], timing: list[EpochTiming]) -> None:
+    """Epochs that the run has already are left as they are."""
+    for metrics, pace in zip(history, timing, strict=True):
+        run.metrics({**metrics.curves(), **vars(pace)}, metrics.epoch)
+
+
+def worker(payload: dict[str, Any]) -> None:
+    """One training worker: builds everything from plain values, so it can run on any node."""
+    os.chdir(payload["cwd"])  # paths in params are relative to the project
+    params = Params.model_validate(payload["params"])
+    method, classes = payload["method"], payload["classes"]
+    use_cpu(params.train.threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    store = open_store(Workspace(Path(payload["store"]).parents[1]), params)
+    trained = _seeded_model(params, method, classes)
+    train_set = TrainSet(
+        Clips(store, "train", classes, params.subset),
+        params.sampling,
+        params.transform,
+        params.train.seed,
+    )
+    val_set = ViewSet(Clips(store, "val", classes), params.sampling, params.transform)
+    folder = Path(payload["run"])
+    trainer = Trainer(
+        trained.model,
+        train_set,
+        val_set,
+        params.train,
+        (trained.backbone.mean, trained.backbone.std),
+        device=cluster.device(),
+        rank=cluster.rank(),
+        world_size=cluster.world_size(),
+        mixer=PairMixer.of(params.transform, params.train.seed),
+        checkpoints=Workspace(folder.parents[1]).checkpoints(params, folder.name),
+        stop=asked(folder / "stop"),
+    )
+    with ExitStack() as stack:
+        tracked = live = None
+        if cluster.rank() == 0:
+            tracked = TrackedRun(**payload["mlflow"])
+            stack.enter_context(tracked.system_metrics())
+            live = stack.enter_context(Live(method, trainer.epochs))
+            trainer.on_step = live.step
+            progress = trainer.progress
+            if progress.step:
+                live.resumed(str(trainer.resumed_from), progress.step)
+                _log(tracked, progress.history, progress.timing)
+
+        def on_epoch(metrics: EpochMetrics, timing: EpochTiming) -> None:
+            if tracked is not None and live is not None:
+                _log(tracked, [metrics], [timing])
+                live.epoch(metrics, timing)
+            cluster.report({"epoch": metrics.epoch, **metrics.numbers()})
+
+        trainer.on_epoch = on_epoch
+        trainer.run()

@@ -1,0 +1,218 @@
+"""`vidpipe predict`: trained models on raw videos, here or as a Ray Data job."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.infra.console import console
+from pipeline.tools.prediction_inputs import sources
+from pipeline.tools.prediction_writers import SCHEMA, Writer, as_row, writer
+from vidpipe.errors import VidpipeError
+from vidpipe.inference.guard import Guards, Work
+from vidpipe.inference.segments import Request, segments
+from vidpipe.inference.stream import predictions
+from vidpipe.params import load_params
+from vidpipe.trained.adapter import FRAMES
+from vidpipe.trained.models import Predictor, frames_of, open_models, predict_extract
+from vidpipe.video.config import ExtractConfig
+
+Rows = Generator[dict[str, Any], None, None]
+FORMATS = ("table", "jsonl", "parquet")
+MAX_FRAMES = 10_000_000
+"""Of one video: predictions hold no more of a long one than of a short one."""
+GPU_BATCH = 8
+"""Segments that go through a GPU together; a CPU gains nothing by more than one."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to predict with, and how: plain values, for workers to open the models themselves."""
+
+    folders: tuple[Path, ...]
+    weights: str | None = None
+    temporal_clips: int = 1
+    spatial_crops: int = 1
+    window_s: float | None = None
+    step_s: float | None = None
+    params: Path | None = None
+    workers: int = 2
+    timeout_s: float = 300
+    max_mb: float = 4096
+
+    def check(self) -> None:
+        if self.spatial_crops not in (1, 3):
+            raise VidpipeError(f"--spatial-crops {self.spatial_crops}: expected 1 or 3")
+        if self.window_s is None and self.step_s is not None:
+            raise VidpipeError(f"--step {self.step_s:g}: only with --window SECONDS")
+        for name, value in (("--window", self.window_s), ("--step", self.step_s)):
+            if value is not None and not 0 < value < float("inf"):
+                raise VidpipeError(f"{name} {value:g}: expected seconds above 0")
+        if self.window_s is not None and (self.step_s or 0) > self.window_s:
+            raise VidpipeError(
+                f"--step {self.step_s:g}: more than --window {self.window_s:g}, would skip a part of "
+                "each video"
+            )
+
+    def open(self) -> Opened:
+        """Load the models. Raises VidpipeError for what does not fit together."""
+        self.check()
+        models = open_models(self.folders, self.weights)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        predictor = Predictor(models, self.temporal_clips, self.spatial_crops, device)
+        frames: Mapping[str, Any]
+        if self.params is not None:
+            given = load_params(self.params).extract
+            frames = {name: getattr(given, name) for name in FRAMES}
+        else:
+            frames = frames_of(models)
+        limits = {"max_frames": MAX_FRAMES, "min_frames": 1}
+        return Opened(
+            self,
+            predictor,
+            predict_extract(frames, timeout_s=self.timeout_s, max_mb=self.max_mb, **limits),
+        )
+
+
+@dataclass(frozen=True)
+class Opened:
+    job: Job
+    predictor: Predictor
+    extract: ExtractConfig
+
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        return {name: trained.classes for name, trained in self.predictor.models.items()}
+
+    def rows(self, inputs: Iterable[str], guards: Guards, top: int) -> Rows:
+        """Rows of SCHEMA as they come."""
+        windows = self.job.window_s is not None
+        batch = GPU_BATCH if self.predictor.device.type == "cuda" else 1
+        for found in predictions(inputs, guards, self.predictor, windows=windows, batch=batch):
+            yield as_row(found, top)
+
+
+class Decoders(ExitStack):
+    """Context manager: the decoding processes of a job, and the folder that downloads lie in."""
+
+    def __init__(self, opened: Opened, work: Work = segments) -> None:
+        super().__init__()
+        job = opened.job
+        scratch = self.enter_context(tempfile.TemporaryDirectory(prefix="vidpipe-"))
+        request = Request(
+            opened.extract,
+            opened.predictor.samplings,
+            job.temporal_clips,
+            job.window_s,
+            job.step_s,
+            Path(scratch),
+        )
+        self.guards = self.enter_context(Guards(request, job.workers, work))
+
+
+def run(
+    job: Job,
+    inputs: Sequence[str],
+    *,
+    top: int = 5,
+    form: str | None = None,
+    out: Path | None = None,
+    ray: str | None = None,
+    ray_above: int = 50_000,
+    work: Work = segments,
+) -> None:
+    """Write a row for each segment, video and model, and one for each input that cannot be read.
+
+    Raises VidpipeError where the models do not fit, or not one input could be predicted; the rows
+    that say why are written all the same.
+    """
+    form = _format(form, out)
+    opened = job.open()
+    given = sources(inputs)
+    many = False
+    if ray is None and "-" not in inputs:  # standard input is not read ahead
+        head = list(itertools.islice(given, ray_above + 1))
+        many = len(head) > ray_above
+        given = itertools.chain(head, given)
+    address = _address(ray, many)
+    with ExitStack() as stack:
+        if address is None:
+            rows = opened.rows(given, stack.enter_context(Decoders(opened, work)).guards, top)
+        else:
+            rows = _by_ray(job, given, top, address, work)
+        stack.enter_context(closing(rows))
+        windows = job.window_s is not None
+        file = stack.enter_context(writer(form, out, opened.classes, windows))
+        counts = _write(rows, file, first_model=next(iter(opened.classes)))
+    _conclude(counts)
+
+
+def _format(form: str | None, out: Path | None) -> str:
+    by_name = {".jsonl": "jsonl", ".parquet": "parquet"}.get(out.suffix if out else "", "table")
+    form = form or by_name
+    if form not in FORMATS:
+        raise VidpipeError(f"--format {form}: expected {', '.join(FORMATS)}")
+    if form == "parquet" and out is None:
+        raise VidpipeError("--format parquet: name the file with --out")
+    return form
+
+
+def _address(ray: str | None, many: bool) -> str | None:
+    """Of the Ray to use; None: none."""
+    if ray == "none":
+        return None
+    return ray or os.environ.get("RAY_ADDRESS") or ("local" if many else None)
+
+
+def _by_ray(job: Job, inputs: Iterable[str], top: int, address: str, work: Work) -> Rows:
+    from pipeline.infra.ray.tasks import stream
+
+    gpu = torch.cuda.is_available()
+    yield from stream(inputs, lambda: OneWorker(job, top, work), SCHEMA, job.workers, address, gpu)
+
+
+class OneWorker:
+    """What each worker of a cluster holds: the models and one guarded decoder."""
+
+    def __init__(self, job: Job, top: int, work: Work) -> None:
+        self.opened, self.top = replace(job, workers=1).open(), top
+        self.decoders = Decoders(self.opened, work)
+
+    def __call__(self, inputs: Iterable[str]) -> Iterator[dict[str, Any]]:
+        return self.opened.rows(inputs, self.decoders.guards, self.top)
+
+
+def _write(rows: Iterable[dict[str, Any]], file: Writer, first_model: str) -> Counter[str]:
+    """Counts of videos: `ok`, and one per reason."""
+    counts: Counter[str] = Counter()
+    for row in rows:
+        file.add(row)
+        if row["reason"]:
+            counts[row["reason"]] += 1
+        elif row["part"] == "video" and row["model"] == first_model:
+            counts["ok"] += 1
+    return counts
+
+
+def _conclude(counts: Counter[str]) -> None:
+    total = counts.total()
+    bad = {reason: n for reason, n in counts.most_common() if reason != "ok"}
+    listed = ", ".join(f"{reason} {n}" for reason, n in bad.items())
+    if total == 0:
+        raise VidpipeError("predict: no input; expected files, folders, globs, URLs or lists")
+    if not counts["ok"]:
+        inputs = f"{total} inputs" if total > 1 else "1 input"
+        raise VidpipeError(f"predict: none of {inputs} could be predicted ({listed})")
+    sys.stdout.flush()
+    skipped = f"; {sum(bad.values())} skipped ({listed})" if bad else ""
+    console.print(f"{counts['ok']} of {total} videos predicted{skipped}")

@@ -1,0 +1,132 @@
+"""`vidpipe tune`: a search over any parameters of a training, with its table and its best trial.
+
+Trials write nothing into models/ or results/; the search leaves results/tune/METHOD.csv.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from pipeline.infra.console import console
+from pipeline.infra.mlflow.tracking import tracked_run
+from pipeline.infra.ray.tune import NestedRuns, Outcome, Search, run_trials
+from pipeline.infra.search_space import check_space, default_space, overrides, parse_space, resolve
+from pipeline.infra.workspace import Workspace, data_hash, open_store
+from vidpipe.config.identity import config_hash
+from vidpipe.config.overlay import deep_merge, read_yaml
+from vidpipe.errors import VidpipeError
+from vidpipe.files import write_text
+
+ALGORITHMS = ("random", "optuna")
+
+
+def run(
+    file: Path,
+    overlays: list[dict[str, Any]],
+    method: str,
+    texts: list[str],
+    search: Search,
+    workspace: Workspace,
+) -> str:
+    """Search `texts` (or the method's own space), show a table and leave it in
+    `results/tune/METHOD.csv`: one row a trial in the order they were made.
+
+    Returns the command that writes the best trial's values into the params file. Raises VidpipeError
+    for a wrong space before anything starts, and when no trial succeeded.
+    """
+    raw: dict[str, Any] = read_yaml(file)
+    for overlay in overlays:
+        raw = deep_merge(raw, overlay)
+    params = resolve(raw, [])
+    params.method(method)
+    used = texts or default_space(method)
+    space = parse_space(used)
+    for warning in check_space(space, raw, method):
+        console.print(f"trials with this value will fail: {warning}")
+    if search.algorithm not in ALGORITHMS:
+        raise VidpipeError(f"--search {search.algorithm}: expected {' or '.join(ALGORITHMS)}")
+    if search.algorithm == "optuna" and find_spec("optuna") is None:
+        raise VidpipeError(
+            "--search optuna: optuna is not installed; pip install 'vidpipe[search]'"
+        )
+    epochs = search.max_epochs or params.train.epochs
+    store = open_store(workspace, params)
+    identity = config_hash(
+        *(method, raw, {key: asdict(domain) for key, domain in space.items()}),
+        *(search.trials, epochs, search.algorithm, search.seed, data_hash(workspace, params)),
+    )
+    payload = {
+        "raw": raw,
+        "method": method,
+        "epochs": epochs,
+        "classes": list(store.classes),
+        "store": str(Path(params.data.store or workspace.store).resolve()),
+        "cwd": str(Path.cwd()),
+    }
+    with tracked_run(params.tracking, "tune", method, identity) as parent:
+        parent.params({"method": method, "max_epochs": epochs, "trials": search.trials})
+        parent.params({"search": search.algorithm, "seed": search.seed})
+        spaces = (text.partition("=") for text in used)
+        parent.params({f"space.{key}": domain for key, _, domain in spaces})
+        nested = NestedRuns(params.tracking, method, identity, parent.run_id)
+        folder = workspace.ray / f"tune-{method}-{identity}"
+        outcomes = run_trials(folder, payload, space, search, params.train, nested)
+        shutil.rmtree(folder)
+        table = _table(outcomes, epochs)
+        target = workspace.results / "tune" / f"{method}.csv"
+        write_text(target, table.to_csv(index=False))
+        best = _best(table)
+        parent.metrics({"val_top1": best["val_top1"], "val_loss": best["val_loss"]})
+        parent.tags({f"best.{key}": best[key] for key in space})
+    _show(table, best, method, target)
+    sets = (f"--set {shlex.quote(f'{key}={best[key]}')}" for key in space)
+    return f"vidpipe params --write {' '.join(sets)}"
+
+
+def _table(outcomes: list[Outcome], epochs: int) -> pd.DataFrame:
+    """One row a trial: its overrides as texts, how far it came, what it reached, how it ended."""
+    rows = []
+    for number, outcome in enumerate(outcomes, start=1):
+        metrics = outcome.metrics
+        done = int(metrics.get("epoch", 0))
+        state = "finished" if done == epochs else "stopped early"
+        rows.append(
+            {
+                "trial": number,
+                **dict(text.split("=", 1) for text in overrides(outcome.sampled)),
+                "epochs": done,
+                **{key: metrics.get(key) for key in ("val_top1", "val_loss")},
+                "state": f"failed: {outcome.error}" if outcome.error else state,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _best(table: pd.DataFrame) -> dict[str, Any]:
+    """The trial with the highest last val_top1; of equals, the lowest val_loss."""
+    good = table[~table.state.str.startswith("failed")].dropna(subset=["val_top1"])
+    if good.empty:
+        raise VidpipeError(f"every trial failed; the first: {table.state.iloc[0]}")
+    ordered = good.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable")
+    return {str(key): value for key, value in ordered.iloc[0].items()}
+
+
+def _show(table: pd.DataFrame, best: dict[str, Any], method: str, target: Path) -> None:
+    shown = Table(title=f"{method}: {len(table)} trials")
+    for column in table.columns:
+        shown.add_column(column.removeprefix(f"methods.{method}."))
+    for row in table.to_dict("records"):
+        top1 = "" if pd.isna(row["val_top1"]) else f"{row['val_top1']:.1%}"
+        loss = "" if pd.isna(row["val_loss"]) else f"{row['val_loss']:.3f}"
+        cells = [str(v) for v in (row | {"val_top1": top1, "val_loss": loss}).values()]
+        shown.add_row(*cells, style="bold" if row["trial"] == best["trial"] else "")
+    console.print(shown)
+    console.print(f"{target}; best: trial {best['trial']}, val top1 {best['val_top1']:.1%}")

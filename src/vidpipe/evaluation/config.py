@@ -1,0 +1,25 @@
+"""`evaluate` in params.yaml. No torch: read by the CLI."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from vidpipe.config.section import Section
+
+
+class EvaluateConfig(Section):
+    temporal_clips: int = Field(1, ge=1)
+    spatial_crops: Literal[1, 3] = 1
+    average: Literal["softmax", "logits"] = Field(
+        "softmax", description="what is averaged over the views; the papers' code: softmax"
+    )
+    use_of_time: bool = Field(
+        True, description="also classify the middle view reversed, shuffled and frozen"
+    )
+    batch_size: int = Field(16, ge=1, description="clips; each brings all its views")
+    num_workers: int = Field(0, ge=0, description="Ray workers; 0 evaluates in this process")
+    reversed_pairs: tuple[tuple[str, str], ...] = Field(
+        (), description="pairs of classes that are each other's time reversal"
+    )

@@ -1,0 +1,109 @@
+"""The schema of params.yaml: the single place where a number of the pipeline is defined.
+
+Read through pydantic in lax mode only (DVC writes `1e-05`, which YAML 1.1 reads as text). Each section
+stands beside its code (`training/config.py`, `data/config.py`, ...); a method's own fields live in the
+method's file and are reached through the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from vidpipe.backbones.config import BackboneConfig
+from vidpipe.config.messages import explain, nearest
+from vidpipe.config.overlay import deep_merge, read_yaml
+from vidpipe.config.section import Section
+from vidpipe.data.config import DataConfig, SamplingConfig, SubsetConfig, TransformConfig
+from vidpipe.errors import VidpipeError
+from vidpipe.evaluation.config import EvaluateConfig
+from vidpipe.export.config import ExportConfig
+from vidpipe.methods.config import MethodConfig
+from vidpipe.training.config import TrainConfig
+from vidpipe.video.config import ExtractConfig
+from vidpipe.video.rendered import SynthConfig
+
+
+class TrackingConfig(Section):
+    experiment: str = "vidpipe"
+    uri: str = Field("sqlite:///mlflow.db", description="MLFLOW_TRACKING_URI overrides it")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    synth: SynthConfig = SynthConfig()
+    data: DataConfig
+    extract: ExtractConfig
+    subset: SubsetConfig = SubsetConfig()
+    sampling: SamplingConfig
+    transform: TransformConfig
+    backbone: BackboneConfig
+    methods: dict[str, SerializeAsAny[MethodConfig]]
+    train: TrainConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _by_registry(cls, blocks: Any) -> Any:
+        from vidpipe.methods.registry import METHODS
+
+        if not isinstance(blocks, Mapping):
+            return blocks
+        parsed: dict[str, MethodConfig] = {}
+        for name, block in blocks.items():
+            if isinstance(block, MethodConfig):
+                parsed[name] = block
+                continue
+            if name not in METHODS:
+                raise VidpipeError(f"methods.{name}: no such method{nearest(name, METHODS)}")
+            try:
+                parsed[name] = METHODS[name].Config.model_validate(block or {})
+            except ValidationError as error:
+                raise VidpipeError(
+                    explain(error, METHODS[name].Config, f"methods.{name}")
+                ) from None
+        return parsed
+
+    @model_validator(mode="after")
+    def _possible(self) -> Params:
+        if self.evaluate.temporal_clips > 1 and self.sampling.strategy == "uniform":
+            raise ValueError(
+                "evaluate.temporal_clips > 1 needs sampling.strategy dense: uniform sampling covers "
+                "the whole video in one clip"
+            )
+        return self
+
+    def method(self, name: str) -> MethodConfig:
+        """The options of method `name`: its block, or its defaults where it has no block."""
+        if name in self.methods:
+            return self.methods[name]
+        from vidpipe.methods.registry import METHODS
+
+        if name not in METHODS:
+            raise VidpipeError(f"--method {name}: no such method{nearest(name, METHODS)}")
+        return METHODS[name].Config()
+
+
+def load_params(path: Path, overlays: Sequence[Mapping[str, Any]] = ()) -> Params:
+    """params.yaml with `overlays` on top, in order, validated as one."""
+    raw: Mapping[str, Any] = read_yaml(path)
+    for overlay in overlays:
+        raw = deep_merge(raw, overlay)
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise VidpipeError(f"{path.name}: {explain(error, Params)}") from None
+    except VidpipeError as error:
+        raise VidpipeError(f"{path.name}: {error}") from None

@@ -1,0 +1,144 @@
+"""Several trained models side by side: opened once, each backbone's weights in memory once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.zoo import Backbone, load_backbone
+from vidpipe.data.config import SamplingConfig
+from vidpipe.data.dataset import crop_views, to_input
+from vidpipe.errors import VidpipeError
+from vidpipe.files import read_json
+from vidpipe.inference.segments import Segment
+from vidpipe.trained.adapter import FORMAT as ADAPTER_FORMAT
+from vidpipe.trained.adapter import TrainedModel
+from vidpipe.trained.package import open_model
+from vidpipe.video.config import ExtractConfig
+
+
+def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str, TrainedModel]:
+    """Adapters and packages by name. Adapters of one backbone share its tensors.
+
+    The name is the folder's, or its parent's where it is called adapter or package; where two would
+    be the same, the path. `weights`: where the adapters' backbone is, in place of what they record.
+    Raises VidpipeError for a folder given twice and as `open_model` does.
+    """
+    names = [
+        f.resolve().parent.name if f.name in ("adapter", "package") else f.name for f in folders
+    ]
+    opened: dict[str, TrainedModel] = {}
+    backbones: dict[tuple[str, int], Backbone] = {}
+    for folder, name in zip(folders, names, strict=True):
+        name = name if name and names.count(name) == 1 else str(folder)
+        if name in opened:
+            raise VidpipeError(f"--model {folder}: given twice")
+        opened[name] = open_model(folder, weights, _backbone(folder, weights, backbones))
+    return opened
+
+
+def _backbone(
+    folder: Path, weights: str | None, known: dict[tuple[str, int], Backbone]
+) -> Backbone | None:
+    """For an adapter, its backbone as loaded for the first that has it; None leaves it to open_model."""
+    card = read_json(folder / "config.json")
+    try:
+        if card["format"] != ADAPTER_FORMAT:
+            return None
+        recorded, size = card["backbone"], int(card["transform"]["size"])
+        config = BackboneConfig(
+            source=recorded["source"],
+            name=recorded["name"],
+            weights=weights or recorded["weights"],
+        )
+        key = (f"{config.source} {config.name} {weights or recorded['weights_sha256']}", size)
+    except (KeyError, TypeError, ValueError, ValidationError):
+        return None  # open_model says what is missing
+    if key not in known:
+        known[key] = load_backbone(config, size)
+    return known[key]
+
+
+def frames_of(models: Mapping[str, TrainedModel]) -> dict[str, Any]:
+    """`extract.short_side` and `fps` of the frames that the models learned on.
+
+    Where none knows: the source's rate, and a short side in proportion to 256 pixels for inputs of
+    224. Raises VidpipeError where two of them differ.
+    """
+    found = {name: m.extract for name, m in models.items() if "short_side" in m.extract}
+    for name, frames in found.items():
+        first, expected = next(iter(found.items()))
+        if frames != expected:
+            raise VidpipeError(
+                f"{name}: made for frames of {_words(frames)}, {first} for {_words(expected)}; "
+                "predict with each by itself, or name one with --params"
+            )
+    if found:
+        return next(iter(found.values()))
+    size = max(trained.transform.size for trained in models.values())
+    return {"short_side": max(16, round(size * 256 / 224)), "fps": None}
+
+
+def _words(frames: Mapping[str, Any]) -> str:
+    fps = frames["fps"]
+    return f"short side {frames['short_side']}, {f'{fps:g}' if fps else 'any'} frames/s"
+
+
+def predict_extract(frames: Mapping[str, Any], **limits: Any) -> ExtractConfig:
+    """Settings for decoding as `frames` (short_side, fps) say, within `limits` of ExtractConfig."""
+    try:
+        return ExtractConfig.model_validate({**frames, **limits})
+    except ValidationError as error:
+        from vidpipe.config.messages import explain
+
+        raise VidpipeError(f"extract: {explain(error, ExtractConfig)}") from None
+
+
+@dataclass
+class Predictor:
+    """Probabilities of all `models` for a few segments at a time: the softmax's mean over views."""
+
+    models: Mapping[str, TrainedModel]
+    temporal_clips: int = 1
+    spatial_crops: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        for name, trained in self.models.items():
+            if self.temporal_clips > 1 and trained.sampling.strategy == "uniform":
+                raise VidpipeError(
+                    f"--temporal-clips {self.temporal_clips}: model {name} samples uniformly, which "
+                    "covers a video in one clip; only models of dense sampling have more"
+                )
+            trained.model.to(self.device).eval()
+        found = dict.fromkeys(trained.sampling for trained in self.models.values())
+        self.samplings: tuple[SamplingConfig, ...] = tuple(found)
+        """Each once, in the order of `Segment.positions`."""
+
+    def views(self, segment: Segment, trained: TrainedModel) -> Tensor:
+        """(V, T, 3, S, S) uint8, as evaluation has them: clips x crops."""
+        frames = torch.from_numpy(segment.frames).permute(0, 3, 1, 2)
+        positions = segment.positions[self.samplings.index(trained.sampling)]
+        return crop_views(frames, positions, trained.transform.size, self.spatial_crops)
+
+    @torch.inference_mode()
+    def __call__(self, segments: Sequence[Segment]) -> list[dict[str, Tensor]]:
+        """For each segment, each model's (C,) probabilities, on the CPU."""
+        results: list[dict[str, Tensor]] = [{} for _ in segments]
+        for name, trained in self.models.items():
+            video = torch.stack([self.views(segment, trained) for segment in segments])
+            x = to_input(
+                video.flatten(0, 1).to(self.device), trained.backbone.mean, trained.backbone.std
+            )
+            logits = trained.model(x).float()
+            means = logits.softmax(-1).unflatten(0, video.shape[:2]).mean(1).cpu()
+            for result, mean in zip(results, means, strict=True):
+                result[name] = mean
+        return results

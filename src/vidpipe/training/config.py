@@ -1,0 +1,89 @@
+"""`train` in params.yaml. No torch: read by the CLI."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from vidpipe.config.section import Section
+
+
+class TrainConfig(Section):
+    epochs: int = Field(ge=1)
+    steps: int | None = Field(
+        None, ge=1, description="optimizer steps in all, in place of epochs (ST-Adapter: 20k)"
+    )
+    batch_size: int = Field(ge=1, description="clips of one optimizer step, over all workers")
+    accumulate: int = Field(1, ge=1, description="parts that batch is computed in, for memory")
+    warmup_epochs: float = Field(ge=0)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="evaluate and publish an average of the trained weights"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU; fp16 scales the loss"
+    )
+    activation_gb: float | None = Field(
+        None,
+        ge=0,
+        description="blocks are recomputed in the backward pass until activations of one worker fit; "
+        "0: all blocks; null: none",
+    )
+    compile: bool = Field(False, description="torch.compile; minutes at the start, bits may differ")
+    starts_from: str | None = Field(
+        None,
+        description="adapter folder to begin with, of the same method on the same weights; its head, "
+        "too, where the classes are the same",
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; null: at the end of each epoch"
+    )
+    storage: str | None = Field(
+        None, description="fsspec URL that keeps a copy of checkpoints, such as s3://bucket/runs"
+    )
+    eval_every: int = Field(1, ge=1, description="epochs between validations")
+    num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process")
+    worker_restarts: int = Field(
+        3, ge=0, description="times lost workers are started again, from the last checkpoint"
+    )
+    cpus_per_worker: int = Field(1, ge=1)
+    memory_gb_per_worker: float = Field(2, gt=0, description="refused where not available")
+    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    threads: int = Field(2, ge=1, description="of torch, per process; changes the last bits")
+    loader_workers: int = Field(0, ge=0, description="decoding processes per training worker")
+    prefetch: int = Field(2, ge=1, description="batches each loader worker keeps ready")
+    shuffle: Literal["full", "shards"] = Field(
+        "full", description="shards: in windows of a few shards, for a store read over a network"
+    )
+    max_bad_reads: float = Field(
+        0.01, ge=0, le=1, description="of an epoch's clips; more unreadable ones end the training"
+    )
+    cache_mb: int = Field(1024, ge=0, description="decoded clips kept in memory, per process")
+    seed: int = 0
+
+    @field_validator("use_gpu", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        # YAML 1.1 reads yes and no as truth values.
+        return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> TrainConfig:
+        if self.num_workers and self.batch_size % self.num_workers:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} does not divide among "
+                f"num_workers {self.num_workers}; gradients would be weighted unequally"
+            )
+        if self.batch_size % (max(1, self.num_workers) * self.accumulate):
+            raise ValueError(
+                f"train.batch_size {self.batch_size} does not divide into accumulate "
+                f"{self.accumulate} parts on {max(1, self.num_workers)} workers"
+            )
+        if self.steps is None and self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}"
+            )
+        return self
