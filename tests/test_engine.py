@@ -210,11 +210,28 @@ def test_groups_of_full_fine_tuning() -> None:
     assert len(grouped) == len(set(grouped)) == len(trained_parameters(model))
 
 
-def test_a_method_may_exempt_more_from_decay(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make("aim", weight_decay=0.1)
-    assert group_of(model, "temporal_embedding.weight")["weight_decay"] == 0.1
-    monkeypatch.setattr(METHODS["aim"], "no_decay", ("temporal_embedding.*",))
-    assert group_of(model, "temporal_embedding.weight")["weight_decay"] == 0
+@pytest.mark.parametrize(
+    ("name", "spared"),
+    [
+        ("aim", {"vit.norm"}),
+        ("zeroi2v", {"vit.norm", "temporal_embedding"}),
+        ("lora", {"vit.norm", "temporal_embedding"}),
+        ("temporal_heads", {"vit.norm", "temporal_embedding"}),
+    ],
+)
+def test_weight_decay_is_that_of_the_papers_code(name: str, spared: set[str]) -> None:
+    model = make(name, weight_decay=0.1)
+    for parameter in trained_parameters(model):
+        expected = 0.0 if parameter.rpartition(".")[0] in spared else 0.1
+        assert group_of(model, parameter)["weight_decay"] == expected, parameter
+
+
+@pytest.mark.parametrize("name", ["st_adapter", "bitfit", "evl", "attentional_pooling"])
+def test_elsewhere_vectors_are_not_decayed(name: str) -> None:
+    model = make(name, weight_decay=0.1, **({"num_layers": 2} if name == "evl" else {}))
+    for parameter, tensor in trained_parameters(model).items():
+        expected = 0.1 if tensor.ndim > 1 else 0.0
+        assert group_of(model, parameter)["weight_decay"] == expected, parameter
 
 
 @pytest.mark.parametrize("name", ["full_finetune", "aim", "st_adapter", "zeroi2v", "lora", "evl"])

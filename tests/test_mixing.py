@@ -128,8 +128,9 @@ def test_training_sees_soft_labels_and_counts_the_heavier(monkeypatch: pytest.Mo
             self.w = torch.nn.Parameter(torch.zeros(1))
             self.config = MethodConfig(lr=1e-9, weight_decay=0.0)
             self.vit = tiny_vit().requires_grad_(False)
-            self.trained_names, self.no_decay, self.blocks = frozenset({"w"}), (), []
+            self.trained_names, self.blocks = frozenset({"w"}), []
             self.block_of = lambda name: None
+            self.decays = lambda name, parameter: True
             self.clip_keys = Keys()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ _RENAMES: list[tuple[str, str]] = [
 ]
 
 
-def _our_name(name: str, method: str) -> str:
+def our_name(name: str, method: str) -> str:
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
     if name.startswith(("head.", "temporal_embedding.")):
@@ -123,7 +123,7 @@ def translate(
                 f"checkpoint: {theirs} is a {type(tensor).__name__}, not a tensor; expected the "
                 "state dict itself"
             )
-        ours = _our_name(theirs, method)
+        ours = our_name(theirs, method)
         if ours in names:
             raise VidpipeError(f"checkpoint: {names[ours]} and {theirs} are both {ours}")
         names[ours] = theirs

@@ -46,7 +46,8 @@ class AIMConfig(MethodConfig):
 
 
 class Adapter(nn.Module):
-    """Linear -> GELU -> Linear with biases; the second layer starts at zero."""
+    """Linear -> GELU -> Linear with biases. As in the released code, the first layer starts at
+    N(0, 0.02) whatever the width, and the second at zero."""
 
     def __init__(self, width: int, bottleneck: int, skip: bool) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class Adapter(nn.Module):
         self.act = nn.GELU()
         self.fc2 = nn.Linear(bottleneck, width)
         self.skip = skip
-        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.trunc_normal_(self.fc1.weight, std=0.02)
         nn.init.zeros_(self.fc1.bias)
         nn.init.zeros_(self.fc2.weight)
         nn.init.zeros_(self.fc2.bias)
@@ -104,6 +105,10 @@ class AIM(VideoModel):
             self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
             trained.append(self.temporal_embedding)
         self.declare(*trained)
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """All but the norm: the released code also decays biases and the temporal embedding."""
+        return not name.startswith("vit.norm.")
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
         x = embed(self.vit, frames)

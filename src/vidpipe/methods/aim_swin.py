@@ -71,6 +71,10 @@ class AIMSwin(TubeletModel):
             trunc_normal_(table, std=0.02)
         self.declare(self.adapters)
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """All: the released code spares norms only, and none is trained."""
+        return True
+
     def carried(self) -> dict[str, nn.Parameter]:
         """Also the frozen biases: they were drawn at random, so no seed or file can restore them."""
         tables = {f"temporal_bias.{i}": p for i, p in self.temporal_bias.items()}

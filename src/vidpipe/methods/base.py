@@ -43,9 +43,6 @@ class VideoModel(nn.Module):
     not_mergeable: str | None = "it has parts that are not linear"
     """Why the adapters cannot be folded into the backbone; None when they can."""
     head_init_std: ClassVar[float] = 0.01
-    no_decay: ClassVar[tuple[str, ...]] = ()
-    """Parameters, by shell patterns of names, that the paper's code exempts from weight decay beyond
-    biases, norms and the positions and class token of the backbone."""
     trained_names: frozenset[str] = frozenset()
     """What `declare` declared. A gradient anywhere else ends a training."""
     reads_class_token_only: ClassVar[bool] = True
@@ -101,6 +98,13 @@ class VideoModel(nn.Module):
         """Final norm per frame, mean over T, dropout, linear."""
         feature = self.frame_feature(self.vit.norm, x).unflatten(0, (-1, num_frames)).mean(1)
         return cast(Tensor, self.head(self.head_dropout(feature)))
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay acts on the trained parameter `name`: as a rule on matrices and kernels,
+        not on biases, norms, or the backbone's positions and class token. A method whose paper's code
+        decays otherwise overrides this."""
+        spared = {f"vit.{own}" for own in cast(Any, self.vit).no_weight_decay()}
+        return parameter.ndim > 1 and name not in spared
 
     def merge(self) -> VideoModel:
         """A new model of the same method without adapters and with equal logits (eval mode)."""

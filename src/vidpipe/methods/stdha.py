@@ -88,6 +88,10 @@ class STDHA(VideoModel):
 
     # -- what is common ---------------------------------------------------------------------
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """All but the norm and the temporal embedding, as in ZeroI2V's code; biases are decayed."""
+        return not name.startswith(("vit.norm.", "temporal_embedding."))
+
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
         x = self.temporal_embedding(embed(self.vit, frames), num_frames)
         return cast(Tensor, self.vit.norm_pre(x))

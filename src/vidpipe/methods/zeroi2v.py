@@ -53,7 +53,8 @@ class ZeroI2VConfig(STDHAConfig):
 
 
 class LinearAdapter(nn.Module):
-    """`x + s * (W2 (dropout(W1 x + b1)) + b2)`; W2 and b2 start at zero."""
+    """`x + s * (W2 (dropout(W1 x + b1)) + b2)`. As in the released code, W1 starts at N(0, 0.02)
+    whatever the width, and W2, b1 and b2 at zero."""
 
     def __init__(
         self, width: int, bottleneck: int, scale: float, dropout: float, activation: str = "none"
@@ -64,7 +65,7 @@ class LinearAdapter(nn.Module):
         self.dropout = ClipDropout(dropout)
         self.fc2 = nn.Linear(bottleneck, width)
         self.scale = scale
-        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.trunc_normal_(self.fc1.weight, std=0.02)
         nn.init.zeros_(self.fc1.bias)
         nn.init.zeros_(self.fc2.weight)
         nn.init.zeros_(self.fc2.bias)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatch
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,15 +22,14 @@ def trained_parameters(model: VideoModel) -> dict[str, nn.Parameter]:
 def parameter_groups(model: VideoModel) -> list[dict[str, Any]]:
     """Groups of one weight decay and one `lr_scale` each, the decayed ones first.
 
-    Weight decay is on matrices and kernels: not on biases and norms, on the backbone's positions
-    and class token, or on what the method exempts. The rate is lower for what came with the
+    The method says what is decayed (`VideoModel.decays`). The rate is lower for what came with the
     backbone, and, with `layer_decay`, the deeper a parameter's block lies.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for decayed in (True, False):  # there are always both, so that lr has its place
         groups[decayed, 1.0] = []
     for name, parameter in trained_parameters(model).items():
-        key = _decays(model, name, parameter), lr_scale(model, name)
+        key = model.decays(name, parameter), lr_scale(model, name)
         groups.setdefault(key, []).append(parameter)
     decay = model.config.weight_decay
     return [
@@ -39,12 +37,6 @@ def parameter_groups(model: VideoModel) -> list[dict[str, Any]]:
         for (decayed, scale), parameters in sorted(groups.items(), key=lambda item: not item[0][0])
         if parameters
     ]
-
-
-def _decays(model: VideoModel, name: str, parameter: nn.Parameter) -> bool:
-    spared = {f"vit.{own}" for own in cast(Any, model.vit).no_weight_decay()}
-    exempt = any(fnmatch(name, pattern) for pattern in model.no_decay)
-    return parameter.ndim > 1 and name not in spared and not exempt
 
 
 def lr_scale(model: VideoModel, name: str) -> float:
