@@ -10,11 +10,11 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from vidpipe.config import TrainConfig
 from vidpipe.interop import build_from_reference
 from vidpipe.interop.reference import our_name
 from vidpipe.methods.noise import ClipNoise
 from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.training.config import TrainConfig
 from vidpipe.training.optim import make_optimizer, trained_parameters
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "training"
