@@ -248,6 +248,19 @@ def test_memory_does_not_grow_with_the_video(
     assert alive[1] < most
 
 
+@pytest.mark.parametrize("window", [0.4, None])
+def test_a_segment_past_the_memory_of_one_is_refused(
+    videos: Path, monkeypatch: pytest.MonkeyPatch, window: float | None
+) -> None:
+    request = Request(EXTRACT, (UNIFORM,), 1, window)
+    frame = 48 * 36 * 3
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 4 * frame)
+    assert list(segments.segments(str(videos / "good0.mp4"), request))
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 4 * frame - 1)
+    with pytest.raises(QuarantineError, match=r"too_large: a segment has 4 frames of 48x36 pixels"):
+        list(segments.segments(str(videos / "good0.mp4"), request))
+
+
 def test_a_video_that_breaks_off_keeps_its_segments_and_gets_no_mean(
     folder: Path, videos: Path, tmp_path: Path
 ) -> None:

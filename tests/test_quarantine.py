@@ -178,6 +178,35 @@ def test_a_bad_file_is_quarantined_with_its_reason(
     assert reason in REASONS
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 8192), (8192, 16), (2, 5400)])
+def test_a_thin_strip_that_would_become_enormous_is_too_large(
+    tmp_path: Path, height: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few kilobytes of it took 13.7 GB: its short side was made `short_side` pixels. Not decoded."""
+    path = write_video(tmp_path / "v.mkv", np.zeros((4, height, width, 3), np.uint8))
+    assert path.stat().st_size < 5000
+    monkeypatch.delattr("vidpipe.video.decode._decoded")
+    row = row_of(path, short_side=64)
+    assert row["reason"] == "too_large", row
+    assert f"{width}x{height} pixels would become" in row["detail"]
+
+
+def test_square_pixels_count_for_the_canonical_size(tmp_path: Path) -> None:
+    """8:1 pixels make 2560x32 of 320x32: at 64 pixels high 5120, at 256 over the 16,384 of H.264."""
+    path = tmp_path / "v.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 320, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = 8
+        for frame in moving(4, 32, 320):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    row = row_of(path, short_side=64)
+    assert (row["status"], row["width"], row["height"]) == ("ok", 5120, 64)
+    assert row_of(path, short_side=256)["reason"] == "too_large"
+    assert row_of(path, short_side=64, max_pixels=5120 * 64 - 1)["reason"] == "too_large"
+
+
 @pytest.mark.parametrize("kind", ["playlist", "concat"])
 def test_a_video_cannot_make_the_decoder_open_other_files(tmp_path: Path, kind: str) -> None:
     """FFmpeg follows playlists by itself: a label file's `clip.mp4` could be one."""

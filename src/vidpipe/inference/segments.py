@@ -26,6 +26,8 @@ from vidpipe.video.quarantine import QuarantineError
 
 RECENT_BYTES = 2**28
 """Of decoded frames kept in case they are wanted. A video that has more is decoded a second time."""
+SEGMENT_BYTES = 2**31
+"""Of the frames of one segment: more is refused (`too_large`), whatever the models ask for."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ def _of_file(path: Path, request: Request) -> Iterator[Segment]:
         window = max(1, round(request.window_s * fps))
         step = max(1, round((request.step_s or request.window_s) * fps))
 
+    def check_memory(count: int, frame: Frame) -> None:
+        if count * frame.nbytes > SEGMENT_BYTES:
+            height, width = frame.shape[:2]
+            detail = f"a segment has {count} frames of {width}x{height} pixels"
+            raise QuarantineError("too_large", f"{detail}, over {SEGMENT_BYTES / 2**30:g} GiB")
+
     def segment(start: int, length: int, kept: Sequence[Frame]) -> Segment:
         _, positions = _wanted(length, request)
         return Segment(float(start / fps), float((start + length) / fps), np.stack(kept), positions)
@@ -87,6 +95,8 @@ def _of_file(path: Path, request: Request) -> Iterator[Segment]:
     recent: deque[Frame] = deque(maxlen=window)
     total = covered = 0
     for index, frame in enumerate(frames):
+        if index == 0:
+            check_memory(len(wanted), frame)
         total = index + 1
         recent.append(frame)
         if len(recent) * frame.nbytes > RECENT_BYTES:
@@ -110,6 +120,7 @@ def _of_file(path: Path, request: Request) -> Iterator[Segment]:
     start = max(0, total - window) if window else 0
     length = total - start
     indices = [start + i for i in _wanted(length, request)[0]]
+    check_memory(len(indices), frame)
     first = total - len(recent)
     if indices[0] >= first:
         yield segment(start, length, [recent[i - first] for i in indices])

@@ -16,8 +16,15 @@ Frame = NDArray[np.uint8]
 PQ, HLG, BT2020 = 16, 18, 9  # ITU-T H.273: transfer characteristics and primaries
 
 
-def canonical_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height with the short side given and both even (H.264 4:2:0 needs even sides)."""
+def canonical_size(
+    width: int, height: int, short_side: int, pixel_aspect: float | None = None
+) -> tuple[int, int]:
+    """Width and height with the short side given and both even (H.264 4:2:0 needs even sides).
+
+    `pixel_aspect`: width / height of a source pixel; None or out of reason (some muxers write 0:1): 1.
+    """
+    if pixel_aspect and 0.1 < pixel_aspect < 10:
+        width = max(1, round(width * pixel_aspect))
     scale = short_side / min(width, height)
     return tuple(max(2, 2 * round(side * scale / 2)) for side in (width, height))  # type: ignore[return-value]
 
@@ -31,9 +38,7 @@ class Canonical:
     """
 
     def __init__(self, short_side: int, pixel_aspect: float | None) -> None:
-        self.short_side = short_side
-        # Some muxers write 0:1 or nonsense.
-        self.aspect = pixel_aspect if pixel_aspect and 0.1 < pixel_aspect < 10 else 1.0
+        self.short_side, self.pixel_aspect = short_side, pixel_aspect
         self.size: tuple[int, int] | None = None
         self.scaler = (
             VideoReformatter()
@@ -41,8 +46,8 @@ class Canonical:
 
     def __call__(self, frame: Any) -> Frame:
         if self.size is None:
-            wide = max(1, round(frame.width * self.aspect))
-            self.size = canonical_size(wide, frame.height, self.short_side)
+            source = frame.width, frame.height
+            self.size = canonical_size(*source, self.short_side, self.pixel_aspect)
         if frame.color_trc in (PQ, HLG) or frame.color_primaries == BT2020:
             rgb = self._tone_mapped(frame)
         elif any(part.is_alpha for part in frame.format.components):

@@ -26,7 +26,9 @@ class ExtractConfig(Section):
     )
     min_frames: int = Field(2, ge=1, description="shorter videos are quarantined (too_short)")
     max_frames: int = Field(100_000, ge=1, description="of the store; longer ones (too_large)")
-    max_pixels: int = Field(8192 * 4320, ge=1, description="of one source frame (too_large)")
+    max_pixels: int = Field(
+        8192 * 4320, ge=1, description="of one frame, of the source or of the store (too_large)"
+    )
     max_mb: float = Field(4096, gt=0, description="of one source file (too_large)")
     timeout_s: float = Field(300, gt=0, description="per video")
     max_bad_fraction: float = Field(0.1, ge=0, le=1, description="more quarantined fails the stage")

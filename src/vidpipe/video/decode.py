@@ -52,7 +52,8 @@ def _decoded(
         # Without it, FFmpeg paints over what it cannot decode.
         stream.codec_context.options = {"err_detect": "explode+crccheck+bitstream+buffer"}
         decoder = stream.codec_context.name
-        canonical = Canonical(config.short_side, stream.sample_aspect_ratio)
+        aspect = stream.sample_aspect_ratio
+        canonical = Canonical(config.short_side, aspect)
         # Not from before the opening, where FFmpeg tries its decoder on the first packets, leniently.
         with ffmpeg_log() as messages:
             try:
@@ -60,7 +61,7 @@ def _decoded(
                     decoded += 1
                     if frame.is_corrupt:
                         raise QuarantineError("corrupt_frames", f"frame {decoded - 1} is corrupt")
-                    check_pixels(frame.width, frame.height, config)
+                    check_pixels(frame.width, frame.height, aspect, config)
                     time = None if frame.pts is None else frame.pts * frame.time_base
                     yield time, canonical(frame)
             except (av.FFmpegError, OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from typing import Any
 import av
 import av.logging
 
+from vidpipe.video.canonical import canonical_size
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.container import cut_short
 from vidpipe.video.quarantine import QuarantineError
@@ -27,6 +28,8 @@ FORMATS = (
 )
 MAX_FPS = 240
 """More is a broken time stamp, not a camera's rate."""
+MAX_SIDE = 16_384
+"""Of a canonical frame, in pixels: libx264 encodes no longer ones."""
 ENCRYPTED = {"encryption_info", "encryption_init_info"}
 Message = tuple[int, str, str]
 """Of FFmpeg's log: its level (lower is worse), the part that says it, the text."""
@@ -71,7 +74,7 @@ def probe(path: Path, config: ExtractConfig) -> Probe:
         context = stream.codec_context
         if context is None:
             raise QuarantineError("undecodable", "its video codec is unknown")
-        check_pixels(context.width, context.height, config)
+        check_pixels(context.width, context.height, stream.sample_aspect_ratio, config)
         packets = _read(container, stream, config)
         complaints = errors_of(container.format.name, messages)
         _refuse_damage(packets, complaints, stream.frames, whole=missing == "")
@@ -98,9 +101,20 @@ def check_size(path: Path, config: ExtractConfig) -> int:
     return size
 
 
-def check_pixels(width: int, height: int, config: ExtractConfig) -> None:
+def check_pixels(
+    width: int, height: int, pixel_aspect: float | None, config: ExtractConfig
+) -> None:
+    """Of a source frame and of the canonical one, which is far larger where the source is a thin strip.
+
+    Raises QuarantineError (`too_large`). Sides of 0 are not known yet.
+    """
     if width * height > config.max_pixels:
         raise QuarantineError("too_large", f"{width}x{height} pixels in one frame")
+    if width and height:
+        wide, high = canonical_size(width, height, config.short_side, pixel_aspect)
+        if max(wide, high) > MAX_SIDE or wide * high > config.max_pixels:
+            detail = f"{width}x{height} pixels would become {wide}x{high}"
+            raise QuarantineError("too_large", detail)
 
 
 @contextmanager
