@@ -173,6 +173,18 @@ def test_steps_in_place_of_epochs_end_in_the_middle_of_one() -> None:
         trainer(make(), steps=3, warmup_epochs=1.5)
 
 
+def test_the_rate_of_the_recipes_schedule_reaches_the_optimizer() -> None:
+    seen: list[float] = []
+    config = {"warmup_from": 0.1, "lr_schedule": "cosine_by_epoch", "warmup_epochs": 1.5}
+    run = trainer(make(), epochs=4, **config)  # 2 batches an epoch
+    run.on_step = lambda info: seen.append(run.optimizer.param_groups[0]["lr"])
+    run.run()
+    expected = [1e-2 * lr_factor(s, 3, 8, start=0.1, epoch=2) for s in range(8)]
+    assert seen == pytest.approx(expected)
+    assert seen[0] == pytest.approx(1e-3)
+    assert seen[4] == seen[5] == pytest.approx(0.5e-2)
+
+
 def test_clipping_bounds_the_gradient_and_reports_it_unclipped() -> None:
     free = trainer(make("zeroi2v"), epochs=1, warmup_epochs=0).run()
     clipped = trainer(make("zeroi2v"), epochs=1, warmup_epochs=0, clip_grad_norm=1e-3)

@@ -132,6 +132,32 @@ def test_schedule_warms_up_and_ends_at_zero() -> None:
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[-1] < 1e-3
     assert lr_factor(0, 0, 1) == 1.0
+    assert lr_factor(0, 10, 100) == 0
+    assert lr_factor(5, 10, 100, start=0.1) == pytest.approx(0.55)
+
+
+def test_the_schedules_are_those_of_the_codes_schedulers() -> None:
+    """ST-Adapter's LambdaLR by its own formula; ZeroI2V's by torch's LinearLR and CosineAnnealingLR."""
+    each, epochs, warm = 8, 6, 2.5
+    ours = [lr_factor(s, 2 * each, epochs * each) for s in range(epochs * each)]
+    for step, factor in enumerate(ours):
+        at = step / each
+        theirs = at / 2 if at < 2 else 0.5 + 0.5 * np.cos((at - 2) / (epochs - 2) * np.pi)
+        assert factor == pytest.approx(theirs)
+
+    options = {"start": 0.1, "epoch": each}
+    ours = [lr_factor(s, warm * each, epochs * each, **options) for s in range(epochs * each)]
+    rates = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(rates, T_max=epochs)
+    linear = torch.optim.lr_scheduler.LinearLR(
+        rates, start_factor=0.1, total_iters=int(warm * each)
+    )
+    for step, factor in enumerate(ours):
+        assert factor == pytest.approx(rates.param_groups[0]["lr"], rel=1e-6)
+        rates.step()
+        linear.step()
+        if (step + 1) % each == 0:
+            cosine.step()
 
 
 def test_decay_spares_biases() -> None:

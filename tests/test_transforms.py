@@ -32,7 +32,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 EVERYTHING = {
     "flip": True,
-    "rand_augment": {"num_ops": 3, "magnitude": 20},
+    "rand_augment": {"num_ops": 4, "magnitude": 20, "probability": 0.75, "magnitude_std": 3},
     "color_jitter": {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2},
     "erase_probability": 0.5,
 }
@@ -69,6 +69,37 @@ def test_each_option_changes_pixels_and_none_is_on_by_itself() -> None:
             assert any(
                 not torch.equal(a, transform(s, frames)[0]) for s, a in enumerate(options)
             ), name
+
+
+def test_rand_augment_draws_its_operations_and_magnitudes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's rand-m7-n4-mstd0.5, counted to 30: as many operations, and as strong, as it applies."""
+    magnitudes: list[float] = []
+    original = T.RandAugment.forward
+
+    def watched(self: T.RandAugment, video: torch.Tensor) -> torch.Tensor:
+        magnitudes.append(30 * self.magnitude / (self.num_magnitude_bins - 1))
+        return original(self, video)
+
+    monkeypatch.setattr(T.RandAugment, "forward", watched)
+    frames = noise(1, 3, 32, 32)
+    timm = {"num_ops": 4, "magnitude": 21, "probability": 0.5, "magnitude_std": 1.5}
+    for seed in range(500):
+        transform(seed, frames, crop="center", rand_augment=timm)
+    drawn = np.array(magnitudes)
+    assert len(drawn) == pytest.approx(1000, abs=5 * 500**0.5)  # of 2,000 with probability 0.5
+    assert drawn.mean() == pytest.approx(21, abs=0.3)
+    assert drawn.std() == pytest.approx(1.5, rel=0.15)
+    magnitudes.clear()
+    for magnitude, std in ((7, 0.0), (30, 20.0), (0, 20.0)):
+        for seed in range(20):
+            options = {"num_ops": 2, "magnitude": magnitude, "magnitude_std": std}
+            transform(seed, frames, crop="center", rand_augment=options)
+    assert set(magnitudes[:40]) == {7.0}
+    assert len(magnitudes) == 120
+    assert min(magnitudes) == 0
+    assert max(magnitudes) == 30
+    never = {"num_ops": 4, "magnitude": 30, "probability": 0.0}
+    assert torch.equal(transform(0, frames, crop="center", rand_augment=never)[0], frames)
 
 
 def test_erasing_paints_one_box_of_all_frames_in_the_mean_colour() -> None:

@@ -102,10 +102,18 @@ class SamplingConfig(Section):
 
 
 class RandAugmentConfig(Section):
-    """One draw for all frames of a clip (Cubuk et al. 2020)."""
+    """One draw for all frames of a clip, among torchvision's 14 operations (Cubuk et al. 2020).
+
+    timm's `rand-m7-n4-mstd0.5` and pytorchvideo's default, which count magnitudes to 10, are
+    `{num_ops: 4, magnitude: 21, probability: 0.5, magnitude_std: 1.5}`.
+    """
 
     num_ops: int = Field(4, ge=1)
-    magnitude: int = Field(7, ge=0, le=30)
+    magnitude: int = Field(7, ge=0, le=30, description="of 30")
+    probability: float = Field(1.0, ge=0, le=1, description="of each operation to be applied")
+    magnitude_std: float = Field(
+        0.0, ge=0, le=30, description="standard deviation of each operation's magnitude"
+    )
 
 
 class ColorJitterConfig(Section):

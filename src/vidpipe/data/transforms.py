@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from vidpipe.config.messages import nearest
-from vidpipe.data.config import TransformConfig
+from vidpipe.data.config import RandAugmentConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,7 @@ class ClipTransform:
         )
         steps: list[Any] = []
         if (augment := config.rand_augment) is not None:
-            # Magnitudes are counted to 30, as in the paper; timm's "m7" is counted to 10.
-            steps.append(T.RandAugment(augment.num_ops, augment.magnitude))
+            steps.append(RandAugment(augment))
         if (jitter := config.color_jitter) is not None:
             steps.append(T.ColorJitter(**jitter.model_dump()))
         if config.erase_probability:
@@ -85,6 +84,26 @@ class ClipTransform:
             left = int(torch.randint(0, width - side + 1, ()))
         box = F.crop(frames, top, left, side, side)
         return F.resize(box, [size, size], antialias=True)
+
+
+class RandAugment:
+    """torchvision's operations with timm's probability and Gaussian magnitude, drawn for each."""
+
+    STEPS = 100  # of a magnitude: torchvision takes one of equally spaced values
+
+    def __init__(self, config: RandAugmentConfig) -> None:
+        self.config = config
+        self.operation = T.RandAugment(num_ops=1, num_magnitude_bins=30 * self.STEPS + 1)
+
+    def __call__(self, video: tv_tensors.Video) -> tv_tensors.Video:
+        config = self.config
+        for _ in range(config.num_ops):
+            if torch.rand(()) >= config.probability:
+                continue
+            magnitude = config.magnitude + config.magnitude_std * torch.randn(()).item()
+            self.operation.magnitude = round(min(max(magnitude, 0.0), 30.0) * self.STEPS)
+            video = self.operation(video)
+        return video
 
 
 def mirrored_labels(config: TransformConfig, classes: Sequence[str]) -> NDArray[np.int64]:

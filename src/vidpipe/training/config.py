@@ -17,6 +17,14 @@ class TrainConfig(Section):
     batch_size: int = Field(ge=1, description="clips of one optimizer step, over all workers")
     accumulate: int = Field(1, ge=1, description="parts that batch is computed in, for memory")
     warmup_epochs: float = Field(ge=0)
+    warmup_from: float = Field(
+        0.0, ge=0, lt=1, description="of the peak learning rate, where the linear warm-up begins"
+    )
+    lr_schedule: Literal["cosine_by_step", "cosine_by_epoch"] = Field(
+        "cosine_by_step",
+        description="by_step: falls from the end of the warm-up, in every step (ST-Adapter's code); "
+        "by_epoch: from the first epoch, one rate an epoch, times the warm-up (AIM's, ZeroI2V's)",
+    )
     clip_grad_norm: float | None = Field(None, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     betas: tuple[float, float] = (0.9, 0.999)

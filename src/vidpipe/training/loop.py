@@ -284,7 +284,14 @@ class Trainer:
         return lowbias32((index.to(self.device) * GOLDEN + start) & 0xFFFFFFFF)
 
     def _lr(self, step: int) -> float:
-        return self.model.config.lr * lr_factor(step, self.warmup, self.total_steps)
+        by_epoch = self.config.lr_schedule == "cosine_by_epoch"
+        return self.model.config.lr * lr_factor(
+            step,
+            self.warmup,
+            self.total_steps,
+            start=self.config.warmup_from,
+            epoch=len(self.batches) if by_epoch else None,
+        )
 
     def _save(self, failed: bool = False) -> None:
         """Only rank 0 writes; all have the same to write."""

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with linear warm-up and cosine to zero (all three papers), by groups."""
+"""The optimizer: AdamW by groups, with linear warm-up and cosine to zero (all three papers)."""
 
 from __future__ import annotations
 
@@ -61,11 +61,25 @@ def make_optimizer(
     )
 
 
-def lr_factor(step: int, warmup: float, total: int) -> float:
-    """Of the peak learning rate at `step`: linear warm-up from near zero, then cosine to zero."""
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
+def lr_factor(
+    step: int, warmup: float, total: int, *, start: float = 0.0, epoch: int | None = None
+) -> float:
+    """The fraction of the peak learning rate at `step`, counted from 0: a linear warm-up from `start`
+    over `warmup` steps, and a cosine to zero at `total` steps.
+
+    The cosine begins where the warm-up ends and falls in every step, as in ST-Adapter's code. With
+    `epoch`, the steps of an epoch, it begins with the training, changes between epochs only, and the
+    warm-up is a factor of it: the schedulers of mmcv and mmengine that AIM and ZeroI2V use.
+    """
+    rise = start + (1 - start) * step / warmup if step < warmup else 1.0
+    if epoch is not None:
+        return rise * _cosine(step // epoch * epoch / total)
+    return rise if step < warmup else _cosine((step - warmup) / max(1.0, total - warmup))
+
+
+def _cosine(progress: float) -> float:
+    """From 1 at 0 to 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
