@@ -6,21 +6,11 @@ import re
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
-
-import typer
-
-from pipeline.cli.options import HERE, PARAMS, Out, ParamsFile
 
 Run = "METHOD evaluated here, FOLDER:METHOD of another --out, an evaluation folder, or an MLflow run id"
 
 
-def compare(
-    run_a: Annotated[str, typer.Argument(help=Run)],
-    run_b: Annotated[str, typer.Argument(help="As RUN_A.")],
-    params: ParamsFile = PARAMS,
-    out: Out = HERE,
-) -> None:
+def compare(run_a: str, run_b: str, params: Path, out: Path) -> None:
     """What run B gains over run A on the same clips, overall and by class."""
     import pandas as pd
     from rich.console import Console
@@ -62,11 +52,7 @@ def compare(
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"wrote {folder}/compare.html")
 
 
-def splits(
-    runs: Annotated[list[str], typer.Argument(help=f"One of each split. {Run}.")],
-    params: ParamsFile = PARAMS,
-    out: Out = HERE,
-) -> None:
+def splits(runs: list[str], params: Path, out: Path) -> None:
     """The mean over the splits of UCF101 or HMDB51, each trained and evaluated on its own."""
     from vidpipe.evaluation.compare import mean_of_splits
 
@@ -116,11 +102,11 @@ def _open(text: str, params: Path, out: Path):  # type: ignore[no-untyped-def]
         if (place / "predictions.parquet").is_file():
             return _read(place, text)
     if re.fullmatch(r"[0-9a-f]{32}", text):
-        from pipeline.cli.options import read_params
         from pipeline.infra.mlflow.tracking import download
+        from vidpipe.params import load_params
 
         with TemporaryDirectory() as scratch:
-            config = read_params(params, None, None, None).tracking
+            config = load_params(params).tracking
             return _read(download(config, text, "evaluation", Path(scratch)), text[:8])
     raise VidpipeError(
         f"{text}: no evaluation found ({places[0]}/predictions.parquet); expected {Run}"

@@ -14,7 +14,6 @@ from itertools import count
 
 import torch
 import torch.nn.functional as F
-import typer
 
 from pipeline.infra.workspace import Workspace, open_store, training_hash
 from vidpipe.cpu import use_cpu
@@ -46,7 +45,7 @@ class Step:
 def run(params: Params, method: str, workspace: Workspace) -> None:
     """Print the plan of `method`'s training."""
     for name, value in plan(params, method, workspace).items():
-        typer.echo(f"{name:20} {value}")
+        print(f"{name:20} {value}")
 
 
 def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:

@@ -5,63 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
-
-from pipeline.cli.options import (
-    HERE,
-    PARAMS,
-    DataRoot,
-    Method,
-    Out,
-    ParamsFile,
-    Recipe,
-    Set,
-    choose_method,
-    read_params,
-    workspace,
-)
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.infra.workspace import Workspace
     from vidpipe.params import Params
-
-
-def explain(
-    method: Method = None,
-    clips: Annotated[int, typer.Option(min=1, max=200, help="How many clips.")] = 4,
-    class_name: Annotated[str | None, typer.Option("--class", help="Clips of one class.")] = None,
-    split: Annotated[str, typer.Option(help="train or val, seen as in testing.")] = "val",
-    grad_cam: Annotated[
-        bool, typer.Option("--grad-cam", help="Also Grad-CAM (needs vidpipe[explain]).")
-    ] = False,
-    target: Annotated[
-        str | None, typer.Option(help="Grad-CAM of this class; default: the predicted one.")
-    ] = None,
-    block: Annotated[int, typer.Option(help="Whose attention; -1 is the last block.")] = -1,
-    seed: Annotated[int, typer.Option(min=0, help="Which clips.")] = 0,
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    data_root: DataRoot = None,
-    set: Set = None,
-    out: Out = HERE,
-) -> None:
-    """Draw where a trained model looks: spatial and temporal heads, and Grad-CAM."""
-    from vidpipe.errors import VidpipeError
-
-    if split not in ("train", "val"):
-        raise VidpipeError(f"--split {split}: expected train or val")
-    if target is not None and not grad_cam:
-        raise VidpipeError(f"--target {target}: only Grad-CAM has one; add --grad-cam")
-    resolved = read_params(params, recipe, data_root, set)
-    method = choose_method(method, recipe, resolved)
-    options: dict[str, Any] = {
-        **{"clips": clips, "class": class_name, "split": split, "grad_cam": grad_cam},
-        **{"target": target, "block": block, "seed": seed},
-    }
-    for path in run(resolved, method, workspace(out), options):
-        typer.echo(str(path))
 
 
 def run(params: Params, method: str, workspace: Workspace, options: dict[str, Any]) -> list[Path]:

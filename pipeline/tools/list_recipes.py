@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from timm.models import VisionTransformer
@@ -192,7 +191,7 @@ def run(as_json: bool) -> None:
             "data": {name: asdict(data) for name, data in DATA.items()},
             "recipes": [asdict(row) for row in found],
         }
-        typer.echo(json.dumps(document, indent=2))
+        print(json.dumps(document, indent=2))
         return
     console = Console(highlight=False)
     if not console.is_terminal:  # a pipe has no width: nothing may be cut off for its sake

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-import typer
 from rich.table import Table
 
 from pipeline.infra.console import console
@@ -54,7 +53,7 @@ def run(params: Params, method: str, classes: int, as_json: bool) -> None:
         "modules": [asdict(row) for row in modules(model)],
     }
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print(json.dumps(result, indent=2))
         return
     table = Table(title=f"{method} on {params.backbone.name}, {frames} frames of {size} px")
     table.add_column("module")
@@ -105,7 +104,7 @@ def paper_tables(as_json: bool) -> None:
     off = [row for row in rows if row.status == "off"]
     known = [row for row in rows if row.status == "known off"]
     if as_json:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
         console.print(table)
         for row in known:

@@ -1,11 +1,25 @@
-"""The commands that use trained models: `vidpipe predict` and `vidpipe demo`. Nothing heavy on top."""
+"""The commands that use trained models. Nothing heavy on top."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from pipeline.cli.options import (
+    HERE,
+    PARAMS,
+    DataRoot,
+    Method,
+    Out,
+    ParamsFile,
+    Recipe,
+    Set,
+    choose_method,
+    read_params,
+    workspace,
+)
 
 Models = Annotated[
     list[Path],
@@ -27,6 +41,7 @@ Timeout = Annotated[
     float, typer.Option(min=1, help="Seconds a decoder may be silent before it is replaced.")
 ]
 SpatialCrops = Annotated[int, typer.Option(help="1 (centre) or 3 (along the long side).")]
+Run = "METHOD evaluated here, FOLDER:METHOD of another --out, an evaluation folder, or an MLflow run id"
 TemporalClips = Annotated[int, typer.Option(min=1, help="Clips of a video; dense sampling only.")]
 
 
@@ -105,3 +120,64 @@ def demo(
         max_mb=max_mb,
     )
     serve(job, port)
+
+
+def explain(
+    method: Method = None,
+    clips: Annotated[int, typer.Option(min=1, max=200, help="How many clips.")] = 4,
+    class_name: Annotated[str | None, typer.Option("--class", help="Clips of one class.")] = None,
+    split: Annotated[str, typer.Option(help="train or val, seen as in testing.")] = "val",
+    grad_cam: Annotated[
+        bool, typer.Option("--grad-cam", help="Also Grad-CAM (needs vidpipe[explain]).")
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option(help="Grad-CAM of this class; default: the predicted one.")
+    ] = None,
+    block: Annotated[int, typer.Option(help="Whose attention; -1 is the last block.")] = -1,
+    seed: Annotated[int, typer.Option(min=0, help="Which clips.")] = 0,
+    params: ParamsFile = PARAMS,
+    recipe: Recipe = None,
+    data_root: DataRoot = None,
+    set: Set = None,
+    out: Out = HERE,
+) -> None:
+    """Draw where a trained model looks: spatial and temporal heads, and Grad-CAM."""
+    from vidpipe.errors import VidpipeError
+
+    if split not in ("train", "val"):
+        raise VidpipeError(f"--split {split}: expected train or val")
+    if target is not None and not grad_cam:
+        raise VidpipeError(f"--target {target}: only Grad-CAM has one; add --grad-cam")
+    resolved = read_params(params, recipe, data_root, set)
+    method = choose_method(method, recipe, resolved)
+    options: dict[str, Any] = {
+        **{"clips": clips, "class": class_name, "split": split, "grad_cam": grad_cam},
+        **{"target": target, "block": block, "seed": seed},
+    }
+    from pipeline.tools import explain as tool
+
+    for path in tool.run(resolved, method, workspace(out), options):
+        typer.echo(str(path))
+
+
+def compare(
+    run_a: Annotated[str, typer.Argument(help=Run)],
+    run_b: Annotated[str, typer.Argument(help="As RUN_A.")],
+    params: ParamsFile = PARAMS,
+    out: Out = HERE,
+) -> None:
+    """What run B gains over run A on the same clips, overall and by class."""
+    from pipeline.tools import compare as tool
+
+    tool.compare(run_a, run_b, params, out)
+
+
+def splits(
+    runs: Annotated[list[str], typer.Argument(help=f"One of each split. {Run}.")],
+    params: ParamsFile = PARAMS,
+    out: Out = HERE,
+) -> None:
+    """The mean over the splits of UCF101 or HMDB51, each trained and evaluated on its own."""
+    from pipeline.tools import compare as tool
+
+    tool.splits(runs, params, out)
