@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pandas as pd
 import torch
 
 from pipeline.infra.console import console
+from pipeline.infra.locks import Busy, locked
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
 from pipeline.infra.ray import train as cluster
 from pipeline.infra.stopping import Interrupted, StopRequest, asked
@@ -49,29 +49,28 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     identity = training_hash(params, method, workspace, trained.backbone.sha256)
     folder = workspace.ray / f"{method}-{identity}"
     checkpoints = workspace.checkpoints(params, folder.name)
-    gone = folder.with_name(f".{folder.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
-    with tracked_run(params.tracking, "train", method, identity) as tracked:
-        tracked.params(_shown_params(params, method))
-        tracked.params({"classes": len(classes), "clips": len(store)})
-        tracked.tags({"data.sha256": data_hash(workspace, params)})
-        tracked.metrics({f"cost.{k}": v for k, v in vars(costs).items()})
-        checkpoints.fetch()
-        if checkpoints.last() is None and (done := _published(workspace, method, identity)):
-            console.print(
-                f"{method}: this very training is finished, nothing to do; to repeat it, remove "
-                f"{workspace.adapter(method)}"
-            )
-            return done
-        with _alone(folder):
+    with _alone(folder):
+        with tracked_run(params.tracking, "train", method, identity) as tracked:
+            tracked.params(_shown_params(params, method))
+            tracked.params({"classes": len(classes), "clips": len(store)})
+            tracked.tags({"data.sha256": data_hash(workspace, params)})
+            tracked.metrics({f"cost.{k}": v for k, v in vars(costs).items()})
+            checkpoints.fetch()
+            if checkpoints.last() is None and (done := _published(workspace, method, identity)):
+                console.print(
+                    f"{method}: this very training is finished, nothing to do; to repeat it, "
+                    f"remove {workspace.adapter(method)}"
+                )
+                return done
             if not _finished(checkpoints):
                 _train(params, method, workspace, classes, tracked, folder, checkpoints)
             last = _publish(trained, checkpoints, params, workspace, identity, costs, tracked)
-    # Its state is of no more use, and another training of this name (`dvc repro -f`) is to be one.
-    if checkpoints.mirror is not None:
-        checkpoints.mirror.remove()
-    folder.rename(gone)
-    shutil.rmtree(gone)
+        # Its state is of no more use, and another training of this name (`dvc repro -f`) is to be one.
+        if checkpoints.mirror is not None:
+            checkpoints.mirror.remove()
+        gone = _gone(folder)
+        folder.rename(gone)
+        shutil.rmtree(gone)
     return last
 
 
@@ -107,20 +106,28 @@ def _train(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """The run's folder, for one process only."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise VidpipeError(f"{folder}: {error.strerror}; checkpoints are to be kept here") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise VidpipeError(f"{folder}: the same training is running already") from None
-    else:
-        yield
-    finally:
-        os.close(lock)
+    """The run's folder, for one process only. It holds all else that is the training's: a second
+    command must touch neither the first one's run in MLflow nor its checkpoints."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except Busy:
+            raise VidpipeError(f"{folder}: the same training is running already") from None
+        except OSError as error:
+            raise VidpipeError(
+                f"{folder}: {error.strerror}; checkpoints are to be kept here"
+            ) from None
+        shutil.rmtree(_gone(folder), ignore_errors=True)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # unless there is something in it
+                folder.rmdir()
+
+
+def _gone(folder: Path) -> Path:
+    """The name of a training's folder while it is being removed."""
+    return folder.with_name(f".{folder.name}.gone")
 
 
 def _finished(checkpoints: Checkpoints) -> bool:
