@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import architecture, load_backbone
 from vidpipe.data.config import SamplingConfig, TransformConfig
+from vidpipe.export.packaging import inference_model, save_package
+from vidpipe.export.parity import Parity
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.trained.adapter import TrainedModel, save_adapter
-from vidpipe.trained.package import Parity, inference_model, save_package
 
 NAME, SIZE, T = "vit_tiny_patch16_224", 32, 4
 UNIFORM = SamplingConfig(strategy="uniform", num_frames=T)

@@ -23,17 +23,12 @@ from vidpipe.data.dataset import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.export.config import ExportConfig
 from vidpipe.export.model_card import Facts, model_card, weights_licence
-from vidpipe.export.parity import Parity, prove_program
+from vidpipe.export.packaging import describe, inference_model, save_package
+from vidpipe.export.parity import Parity, prove_parity, prove_program
 from vidpipe.export.programs import Classifier, open_program, require, write_program
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.trained.adapter import TrainedModel
-from vidpipe.trained.package import (
-    describe,
-    inference_model,
-    open_model,
-    prove_parity,
-    save_package,
-)
+from vidpipe.trained.package import open_model
 
 T, SIZE = 4, 48
 NAME = "vit_still_patch12_48"

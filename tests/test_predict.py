@@ -37,9 +37,9 @@ from vidpipe.evaluation.evaluate import predict as evaluate
 from vidpipe.inference import fetch, segments
 from vidpipe.inference.guard import Guards
 from vidpipe.inference.segments import Request
-from vidpipe.trained import models
-from vidpipe.trained.models import Predictor, open_models
+from vidpipe.trained import predictor
 from vidpipe.trained.package import open_model
+from vidpipe.trained.predictor import Predictor, open_models
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.quarantine import QuarantineError
 from vidpipe.video.store import FrameStore
@@ -375,9 +375,9 @@ def test_adapters_of_one_backbone_load_it_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    original = models.load_backbone
+    original = predictor.load_backbone
     monkeypatch.setattr(
-        models, "load_backbone", lambda *args: loads.append(args) or original(*args)
+        predictor, "load_backbone", lambda *args: loads.append(args) or original(*args)
     )
     opened = open_models([folder / "one" / "adapter", folder / "two"])
     assert len(loads) == 1
@@ -396,8 +396,8 @@ def test_an_adapter_of_another_backbone_is_refused_with_both_hashes(
     other = backbone_file(tmp_path / "other.safetensors", seed=2)
     sums = [json.loads((folder / "two" / "config.json").read_text())["backbone"]["weights_sha256"]]
     sums.append(
-        models.load_backbone(
-            models.BackboneConfig(name="vit_tiny_patch16_224", weights=str(other)), 32
+        predictor.load_backbone(
+            predictor.BackboneConfig(name="vit_tiny_patch16_224", weights=str(other)), 32
         ).sha256
     )
     message = rf"two: trained on weights {sums[0][:12]}, but .*other.safetensors has {sums[1][:12]}"

@@ -16,10 +16,12 @@ from vidpipe.backbones.swin import attend_over_time, with_tubelets
 from vidpipe.backbones.zoo import architecture, load_backbone
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
+from vidpipe.export.packaging import inference_model, save_package
+from vidpipe.export.parity import prove_parity
 from vidpipe.methods.registry import METHODS, SWIN_METHODS, VideoModel, build_method
 from vidpipe.profile import cost, gmacs, parameters
 from vidpipe.trained.adapter import TrainedModel, load_adapter, save_adapter
-from vidpipe.trained.package import inference_model, load_package, prove_parity, save_package
+from vidpipe.trained.package import load_package
 
 T, SIZE, CLASSES = 4, 56, 7
 MATRIX = [

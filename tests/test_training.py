@@ -17,14 +17,11 @@ from vidpipe.backbones.zoo import architecture, load_backbone
 from vidpipe.data.batches import shard_order
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
+from vidpipe.export.packaging import inference_model, save_package
+from vidpipe.export.parity import prove_parity
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.trained.adapter import TrainedModel, load_adapter, save_adapter
-from vidpipe.trained.package import (
-    inference_model,
-    open_model,
-    prove_parity,
-    save_package,
-)
+from vidpipe.trained.package import open_model
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import fit
 from vidpipe.training.optim import lr_factor, parameter_groups

@@ -23,7 +23,8 @@ from vidpipe.evaluation.compare import require_same_classes
 from vidpipe.export.config import ExportConfig
 from vidpipe.export.latency import latency_ratio
 from vidpipe.export.model_card import Facts, model_card, weights_licence
-from vidpipe.export.parity import Parity, prove_program
+from vidpipe.export.packaging import describe, inference_model, save_package
+from vidpipe.export.parity import Parity, prove_parity, prove_program
 from vidpipe.export.programs import Classifier, open_program, require, write_program
 from vidpipe.files import atomic_folder, read_json, write_json, write_text
 from vidpipe.methods.base import VideoModel
@@ -31,13 +32,7 @@ from vidpipe.methods.linear_probe import LinearProbeConfig
 from vidpipe.methods.registry import build_method
 from vidpipe.params import Params
 from vidpipe.trained.adapter import TrainedModel, load_adapter
-from vidpipe.trained.package import (
-    describe,
-    inference_model,
-    load_package,
-    prove_parity,
-    save_package,
-)
+from vidpipe.trained.package import load_package
 from vidpipe.video.store import read_manifest
 
 

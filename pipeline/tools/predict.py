@@ -24,7 +24,7 @@ from vidpipe.inference.segments import Request, segments
 from vidpipe.inference.stream import predictions
 from vidpipe.params import load_params
 from vidpipe.trained.adapter import FRAMES
-from vidpipe.trained.models import Predictor, frames_of, open_models, predict_extract
+from vidpipe.trained.predictor import Predictor, frames_of, open_models, predict_extract
 from vidpipe.video.config import ExtractConfig
 
 Rows = Generator[dict[str, Any], None, None]
@@ -90,10 +90,6 @@ class Opened:
     predictor: Predictor
     extract: ExtractConfig
 
-    @property
-    def classes(self) -> dict[str, list[str]]:
-        return {name: trained.classes for name, trained in self.predictor.models.items()}
-
     def rows(self, inputs: Iterable[str], guards: Guards, top: int) -> Rows:
         """Rows of SCHEMA as they come."""
         windows = self.job.window_s is not None
@@ -152,8 +148,8 @@ def run(
             rows = _by_ray(job, given, top, address, work)
         stack.enter_context(closing(rows))
         windows = job.window_s is not None
-        file = stack.enter_context(writer(form, out, opened.classes, windows))
-        counts = _write(rows, file, first_model=next(iter(opened.classes)))
+        file = stack.enter_context(writer(form, out, opened.predictor.classes, windows))
+        counts = _write(rows, file, first_model=next(iter(opened.predictor.classes)))
     _conclude(counts)
 
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vidpipe.export.packaging import describe
 from vidpipe.export.parity import Parity
 from vidpipe.methods.base import VideoModel
 from vidpipe.trained.adapter import TrainedModel
-from vidpipe.trained.package import describe
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from vidpipe.inference.guard import Event, Guards
 from vidpipe.inference.segments import Segment
-from vidpipe.trained.models import Predictor
+
+
+class Predictor(Protocol):
+    """What classifies segments, such as `trained.predictor.Predictor`: models by name."""
+
+    @property
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        """The class names of each model."""
+
+    def __call__(self, segments: Sequence[Segment]) -> list[dict[str, Tensor]]:
+        """For each segment, each model's (C,) probabilities."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,6 @@ def _rows(
     for model, probabilities in found.items():
         yield Prediction(
             *(source, model, part, start_s, end_s),
-            classes=predictor.models[model].classes,
+            classes=predictor.classes[model],
             probabilities=probabilities,
         )

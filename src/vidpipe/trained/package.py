@@ -8,79 +8,21 @@ what it needs itself) and pydantic.
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
-from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, architecture
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
-from vidpipe.export.parity import Parity, prove_parity
-from vidpipe.files import atomic_folder, read_json, write_json
-from vidpipe.methods.base import VideoModel
+from vidpipe.files import read_json
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.trained.adapter import FORMAT as ADAPTER_FORMAT
 from vidpipe.trained.adapter import TrainedModel, load_adapter, read_card, read_tensors
 from vidpipe.weights import refuse_mismatch
 
-__all__ = [
-    "Parity",
-    "describe",
-    "inference_model",
-    "load_package",
-    "open_model",
-    "prove_parity",
-    "save_package",
-]
 FORMAT, VERSION = "vidpipe-model", 1
-
-
-def inference_model(model: VideoModel) -> VideoModel:
-    """Merged where the method can be merged, else a copy as it is; in eval mode."""
-    merged = model.merge() if model.not_mergeable is None else copy.deepcopy(model)
-    return merged.eval()
-
-
-def describe(trained: TrainedModel, exported: VideoModel) -> dict[str, Any]:
-    """config.json: how to rebuild the model, and what a caller must know."""
-    size = trained.transform.size
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "vidpipe": __version__,
-        "method": exported.name,
-        "method_config": exported.config.model_dump(mode="json"),
-        "merged": trained.model.not_mergeable is None,
-        "backbone": trained.backbone.card(),
-        "sampling": trained.sampling.model_dump(mode="json"),
-        "transform": trained.transform.model_dump(mode="json"),
-        "extract": trained.extract,
-        "classes": trained.classes,
-        # Of the programs and of the served model; `load_package` gives the model behind normalisation.
-        "input": {
-            "name": "clips",
-            "dtype": "uint8",
-            "shape": ["batch", trained.sampling.num_frames, 3, size, size],
-            "meaning": "RGB frames, short side resized to the size and cropped; not normalised",
-        },
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
-    }
-
-
-def save_package(
-    folder: Path, trained: TrainedModel, exported: VideoModel, *parities: Parity
-) -> None:
-    """Write model, description and proof to `folder` as a whole."""
-    state = {name: tensor.cpu().contiguous() for name, tensor in exported.state_dict().items()}
-    with atomic_folder(folder) as temporary:
-        save_file(state, temporary / "model.safetensors")
-        write_json(temporary / "parity.json", [vars(parity) for parity in parities])
-        write_json(temporary / "config.json", describe(trained, exported))
 
 
 def load_package(folder: Path) -> TrainedModel:

@@ -122,6 +122,10 @@ class Predictor:
         self.samplings: tuple[SamplingConfig, ...] = tuple(found)
         """Each once, in the order of `Segment.positions`."""
 
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        return {name: trained.classes for name, trained in self.models.items()}
+
     def views(self, segment: Segment, trained: TrainedModel) -> Tensor:
         """(V, T, 3, S, S) uint8, as evaluation has them: clips x crops."""
         frames = torch.from_numpy(segment.frames).permute(0, 3, 1, 2)
