@@ -18,7 +18,7 @@ class Busy(Exception):
 
 @contextmanager
 def locked(folder: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock on `folder`, made where it is missing; threads of one process exclude each other, too.
+    """Hold the lock on `folder`, made where it is missing. Threads of a process exclude each other, too.
 
     On a file system without locks it holds nothing. Raises Busy when another holder keeps it for
     `wait_s`, OSError when the folder cannot be made or opened.
