@@ -9,11 +9,10 @@ from vidpipe.data.config import DataConfig
 from vidpipe.data.layouts.common import (
     Found,
     fail,
-    need_columns,
-    read_table,
     resolve_inside,
     walk,
 )
+from vidpipe.data.layouts.tables import need_columns, read_table
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 

@@ -20,10 +20,9 @@ from vidpipe.data.layouts.common import (
     fail,
     find_file,
     malformed,
-    need_columns,
     need_file,
-    read_table,
 )
+from vidpipe.data.layouts.tables import need_columns, read_table
 
 EXPECTED = "label,youtube_id,time_start,time_end,split with times in seconds"
 _EDITIONS = ("400", "600", "700", "700_2020")
