@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import fsspec
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,6 +141,26 @@ def test_a_broken_store_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "manifest.parquet").write_bytes(b"PAR1 nonsense")
     with pytest.raises(VidpipeError, match="not a readable Parquet file"):
         read_manifest(tmp_path)
+
+
+def test_of_a_manifest_only_the_columns_asked_for_are_read(tmp_path: Path) -> None:
+    """The bytes of another one are rubbish: with them in the way, nothing could be read."""
+    store_with(tmp_path, three_clips("compact"))
+    path = tmp_path / "manifest.parquet"
+    group = pq.read_metadata(path).row_group(0)
+    (detail,) = (c for c in map(group.column, range(16)) if c.path_in_schema == "detail")
+    data = bytearray(path.read_bytes())
+    start = detail.dictionary_page_offset or detail.data_page_offset
+    data[start : start + detail.total_compressed_size] = b"\xff" * detail.total_compressed_size
+    path.write_bytes(data)
+    with pytest.raises(VidpipeError, match="not a readable Parquet file"):
+        read_manifest(tmp_path)
+    rows = read_manifest(tmp_path, ["label", "id"]).rows
+    assert list(rows.columns) == ["label", "id"]
+    assert rows.id.tolist() == ["c0", "c1", "c2"]
+    assert len(FrameStore(tmp_path)) == 3
+    with pytest.raises(VidpipeError, match="no column 'nosuch'"):
+        read_manifest(tmp_path, ["nosuch"])
 
 
 @pytest.mark.parametrize("width", [16, 24, 48, 72, 64, 90, 100])

@@ -80,20 +80,22 @@ def read_manifest(root: Path | str, columns: Sequence[str] | None = None) -> Man
     """
     path = f"{root}/manifest.parquet"
     try:
-        with fsspec.open(path, "rb") as file:
-            table = pq.read_table(file)
+        with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+            metadata = parquet.schema_arrow.metadata or {}
+            if metadata.get(_VERSION_KEY) != VERSION:
+                raise VidpipeError(
+                    f"{path}: schema version {metadata.get(_VERSION_KEY)!r}, expected {VERSION!r}; "
+                    "extract again"
+                )
+            names = list(columns or parquet.schema_arrow.names)
+            if missing := set(names) - set(parquet.schema_arrow.names):
+                raise VidpipeError(f"{path}: no column {min(missing)!r}; extract again")
+            rows = parquet.read(names).select(names).to_pandas()
     except FileNotFoundError:
         raise VidpipeError(f"{path}: no such file; run `vidpipe extract` first") from None
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise VidpipeError(f"{path}: not a readable Parquet file ({error})") from None
-    metadata = table.schema.metadata or {}
-    if metadata.get(_VERSION_KEY) != VERSION:
-        raise VidpipeError(
-            f"{path}: schema version {metadata.get(_VERSION_KEY)!r}, expected {VERSION!r}; "
-            "extract again"
-        )
     classes = tuple(json.loads(metadata[_CLASSES_KEY]))
-    rows = table.select(columns or table.column_names).to_pandas()
     return Manifest(rows, classes, metadata[_TIER_KEY].decode())
 
 
