@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vidpipe.data.config import DataConfig
-from vidpipe.data.layouts import LAYOUTS, Listing, list_items
+from vidpipe.data.layouts import LAYOUTS, Listing, list_items, tables
 from vidpipe.errors import VidpipeError
 
 IDS = ["-aBcDeFgHiJ", "_0123456789", "abcdefghijk", "ABCDEFGHIJK", "zzzzzzzzzzz", "yyyyyyyyyyy"]
@@ -420,6 +420,39 @@ def test_a_table_is_read_alike_from_csv_and_parquet(tmp_path: Path, name: str) -
 def test_bad_tables(tmp_path: Path, text: str, options: dict, message: str) -> None:
     put(tmp_path, "index.csv", text)
     refused(config(tmp_path, "table", annotations="index.csv", **options), message)
+
+
+WIDE = "," * 10_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"path,label,{WIDE}\na,x{WIDE}\nb,y{WIDE}\n",
+        f"path,lable,{WIDE}\na,x{WIDE}\n",
+        f"path,label\na,x\nb,y{WIDE}\n",
+        "path,label\na,x" + 2**20 * "x",
+    ],
+)
+def test_a_table_of_a_million_columns_is_not_read(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took minutes. Nothing but the lines up to the first wide one is read, and of that 1 MiB."""
+    put(tmp_path, "index.csv", text + "," * 2**22)
+    monkeypatch.delattr("pandas.read_csv")
+    refused(config(tmp_path, "table", annotations="index.csv"), r"line \d has over 10000 columns")
+
+
+def test_a_wide_parquet_is_refused_and_an_empty_cell_shows_a_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MAX_COLUMNS", 200)
+    wide = pd.DataFrame({f"c{i}": ["x"] for i in range(201)})
+    wide.to_parquet(tmp_path / "wide.parquet")
+    refused(config(tmp_path, "table", annotations="wide.parquet"), "over 200 columns")
+    narrow = wide.iloc[:, :100].assign(path="a", label="")
+    narrow.to_csv(tmp_path / "narrow.csv", index=False)
+    refused(config(tmp_path, "table", annotations="narrow.csv"), r"row 2 has no path or .{1,200}$")
 
 
 def test_options_that_a_layout_does_not_have(tmp_path: Path) -> None:

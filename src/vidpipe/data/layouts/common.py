@@ -69,7 +69,7 @@ def closest(name: str, valid: Sequence[str]) -> str:
     """As `nearest`, but never a list of four hundred names."""
     if len(valid) <= 20:
         return nearest(name, valid)
-    near = get_close_matches(name, valid, n=1, cutoff=0.5)
+    near = get_close_matches(name, valid if len(valid) <= 10_000 else (), n=1, cutoff=0.5)
     return f"; nearest is {near[0]}" if near else f"; it has {len(valid)} others"
 
 
@@ -79,8 +79,9 @@ def closest(name: str, valid: Sequence[str]) -> str:
 def resolve_inside(root: Path, relative: str) -> Path:
     """`root / relative`, refused when it leaves `root` (.., absolute paths, links)."""
     try:
-        path = (root / relative).resolve()
-    except (OSError, ValueError, RuntimeError):  # a zero byte, a circle of links
+        # Not Path.resolve, which raises for a circle of links: that is a file that is not there.
+        path = Path(os.path.realpath(root / relative))
+    except (OSError, ValueError):  # a zero byte
         raise fail(f"data.annotations: path {relative!r} is not a possible path") from None
     if not path.is_relative_to(root.resolve()):
         raise fail(f"data.annotations: path {relative!r} leaves data.root {root}")
@@ -108,10 +109,18 @@ def walk(root: Path, folder: str = "") -> Iterator[str]:
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         stack.append(f"{folder}{entry.name}/")
-                    elif suffix(entry.name) in VIDEO_SUFFIXES and entry.is_file():
+                    elif suffix(entry.name) in VIDEO_SUFFIXES and _is_file(entry):
                         yield folder + entry.name
         except OSError as error:
             raise fail(f"data.root: {root / folder}: {error.strerror}") from None
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Or a link to one: False where it leads nowhere or, for which `is_file` raises, in a circle."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def suffix(name: str) -> str:
@@ -230,5 +239,9 @@ def read_records(path: Path, expected: str) -> list[Mapping[str, Any]]:
 
 
 def malformed(path: Path, number: int, expected: str, got: object) -> VidpipeError:
-    shown = got[:120] if isinstance(got, str) else _SHORT.repr(got)
-    return fail(f"data.annotations: {path}: row {number}: expected {expected}, got {shown!r}")
+    return fail(f"data.annotations: {path}: row {number}: expected {expected}, got {shown(got)!r}")
+
+
+def shown(value: object) -> str:
+    """The start of it, for a message."""
+    return value[:120] if isinstance(value, str) else _SHORT.repr(value)

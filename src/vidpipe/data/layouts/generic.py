@@ -10,6 +10,7 @@ from vidpipe.data.layouts.common import (
     Found,
     fail,
     resolve_inside,
+    shown,
     walk,
 )
 from vidpipe.data.layouts.tables import need_columns, read_table
@@ -42,7 +43,7 @@ def table(root: Path, config: DataConfig) -> Found:
     if empty.any():
         raise fail(
             f"{source}: row {rows.index[int(empty.argmax())]} has no path or no label: "
-            f"{rows.iloc[int(empty.argmax())].to_dict()}"
+            f"{shown(rows.iloc[int(empty.argmax())].to_dict())}"
         )
     if names.split in rows.columns:
         split = rows[names.split].str.lower().map(SPLITS)
