@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from test_video import moving
 
 from pipeline.stages import extract
 from vidpipe.data.config import DataConfig
+from vidpipe.data.layouts import list_items
 from vidpipe.errors import VidpipeError
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one, quarantined
@@ -222,6 +225,75 @@ def test_too_many_bad_files_are_counted_by_reason_and_nothing_is_decoded_again(
     assert not (tmp_path / "store").exists()
     counts = extract.run(videos, SMALL, tmp_path / "store", work=hang_or_crash)  # not called
     assert counts["clips"] == 12
+
+
+@contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """No file of this process may grow beyond `limit` bytes: EFBIG, where a full disk says ENOSPC."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def decode_in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Without the seconds that processes take to start; the indices decoded, as they come."""
+    decoded: list[int] = []
+
+    def here(tasks: Any, config: ExtractConfig, *_: object) -> Iterator[tuple[int, Extracted]]:
+        for index, source in tasks:
+            decoded.append(index)
+            yield index, extract_one(source, config)
+
+    monkeypatch.setattr(extract, "decode_here", here)
+    return decoded
+
+
+@pytest.mark.parametrize("limit", [100, 8_000])
+def test_a_full_disk_is_one_line_and_what_was_done_is_kept(
+    videos: DataConfig, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first clip's own file, and at a shard; then there is room again."""
+    decoded = decode_in_this_process(monkeypatch)
+    out = tmp_path / "out" / "store"
+    with full_disk(limit), pytest.raises(VidpipeError, match="File too large; make") as caught:
+        extract.run(videos, SMALL, out)
+    assert str(out.parent) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    extract.run(videos, SMALL, out)
+    assert len(decoded) == len(set(decoded)) + (limit == 100), "only what was not written, again"
+    whole = tmp_path / "whole" / "store"
+    extract.run(videos, SMALL, whole)
+    assert digest(out) == digest(whole)
+
+
+def test_a_place_that_cannot_be_written_is_named_in_one_line(
+    videos: DataConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(VidpipeError, match=r"file/store: Not a directory; make it writable"):
+        extract.run(videos, SMALL, tmp_path / "file" / "store" / "frames")
+
+
+def test_a_link_to_itself_is_no_video_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder it is none, as a link that leads nowhere; in a table it is a missing file."""
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for i in range(2):
+            write_video(tmp_path / label / f"{i}.mp4", np.roll(moving(8), 5 * i + ord(label), 2))
+    (tmp_path / "a" / "loop.mp4").symlink_to("loop.mp4")
+    data = DataConfig(root=str(tmp_path), val_fraction=0.5)
+    assert len(list_items(data).items) == 4
+    lines = [f"{label}/{name}.mp4,{label}" for label in "ab" for name in (0, 1)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *lines, "a/loop.mp4,a"]))
+    table = data.model_copy(update={"annotations": "t.csv", "max_missing_fraction": 0.5})
+    decode_in_this_process(monkeypatch)
+    counts = extract.run(table, SMALL, tmp_path / "store")
+    assert (counts["clips"], counts["quarantined_missing_file"]) == (4, 1)
 
 
 SCRIPT = """

@@ -11,7 +11,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from vidpipe.config.identity import config_hash
 from vidpipe.data.config import DataConfig
 from vidpipe.data.layouts import Item, list_items, resolve_inside
 from vidpipe.errors import VidpipeError
+from vidpipe.files import disk_errors_named
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one, quarantined
 from vidpipe.video.store import read_manifest
@@ -39,7 +40,8 @@ def run(
     """Write the store to `out` as a whole. Returns counts: clips, frames, and one per reason.
 
     Killed at any moment and run again, it goes on where it was. Raises VidpipeError when more than
-    `extract.max_bad_fraction` of the files are bad; what was decoded is kept for the next try.
+    `extract.max_bad_fraction` of the files are bad, or the disk is full or read-only; what was decoded
+    is kept for the next try.
     """
     listing = list_items(data)
     root = Path(data.root)
@@ -55,15 +57,17 @@ def run(
     decisive = extract.model_dump(
         exclude={"num_workers", "ray_address", "max_bad_fraction", "timeout_s"}
     )
-    writer = StoreWriter(
-        out,
-        config_hash(decisive, listing.classes, listed),
-        listed,
-        stats,
-        shard_bytes=int(extract.shard_mb * 2**20),
-        timeout_s=extract.timeout_s,
-    )
-    with closing(writer):
+    with ExitStack() as stack:
+        stack.enter_context(disk_errors_named(out.parent))
+        writer = StoreWriter(
+            out,
+            config_hash(decisive, listing.classes, listed),
+            listed,
+            stats,
+            shard_bytes=int(extract.shard_mb * 2**20),
+            timeout_s=extract.timeout_s,
+        )
+        stack.enter_context(closing(writer))
         if writer.finished:
             found = read_manifest(out).rows
             return _summary([dict(row) for _, row in found.iterrows()])

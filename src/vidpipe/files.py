@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,19 +24,21 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _beside(path: Path, suffix: str = "") -> Path:
+    """A new name, which `remove_temporary` finds again."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{suffix}")
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path, path.suffix)
+    # Not mkstemp, which makes private files (0600): an ordinary one follows the user's umask, which
+    # the kernel knows and a process can only ask for by changing it under its other threads.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        # mkstemp makes private files (0600); an ordinary file follows the user's umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         _fsync(temporary)
         temporary.replace(path)
         _fsync(path.parent)
@@ -47,10 +50,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; on success it replaces `path` as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
-        temporary.chmod(0o755)
         for file in temporary.rglob("*"):
             if file.is_file():
                 _fsync(file)
@@ -66,6 +69,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _fsync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG),
+}
+
+
+@contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """A full, read-only or broken disk in the block as a VidpipeError of one line: the file that the
+    system names, else `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        place = error.filename or path
+        reason = os.strerror(error.errno)
+        raise VidpipeError(
+            f"{place}: {reason}; make it writable or make room, and run it again"
+        ) from (error)
 
 
 def remove_temporary(path: Path) -> None:
