@@ -14,23 +14,32 @@ from vidpipe.errors import VidpipeError
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 4), st.integers(0, 5))
-def test_workers_share_one_global_order(size: int, each: int, world: int, epoch: int) -> None:
+@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 4), st.integers(0, 5), st.booleans())
+def test_workers_share_one_global_order(
+    size: int, each: int, world: int, epoch: int, drop_last: bool
+) -> None:
     if size < world:
         return
 
-    def batches(rank: int, of: int) -> list[list[tuple[int, int]]]:
-        sampler = EpochBatches(size, each * world, 0, rank, of)
-        sampler.epoch = epoch
-        return list(sampler)
+    def sampler(rank: int, of: int, batch_size: int) -> EpochBatches:
+        made = EpochBatches(size, batch_size, 0, rank, of, drop_last=drop_last)
+        made.epoch = epoch
+        return made
 
-    alone = EpochBatches(size, min(each * world, size - size % world), 0, 0, 1)
-    alone.epoch = epoch
-    together = [batches(rank, world) for rank in range(world)]
+    first = sampler(0, world, each * world)
+    alone = list(sampler(0, 1, first.batch_size))
+    together = [list(sampler(rank, world, each * world)) for rank in range(world)]
+    assert len(alone) == len(first)
     for step, batch in enumerate(alone):
-        parts = [sorted(together[rank][step]) for rank in range(world)]
+        parts = [own[step] if step < len(own) else [] for own in together]
         assert sorted(itertools.chain(*parts)) == sorted(batch)
-        assert len({len(part) for part in parts}) == 1
+        assert len(batch) == first.size_of(step)
+        sizes = {len(part) for part in parts}
+        assert max(sizes) - min(sizes) <= (0 if len(batch) % world == 0 else 1)
+    seen = [index for batch in alone for _, index in batch]
+    assert len(seen) == len(set(seen)) == first.clips
+    whole = size // first.batch_size * first.batch_size
+    assert first.clips == (whole if drop_last else size)
 
 
 def indices(sampler: EpochBatches) -> list[list[int]]:
@@ -55,8 +64,9 @@ def test_pairs_stay_together_whatever_the_number_of_workers(
     alone = pairs(0, 1, batch_size)
     assert len(alone) == len(together[0])
     for step, batch in enumerate(alone):
-        assert set().union(*(parts[step] for parts in together)) == batch
-        assert len({len(parts[step]) for parts in together}) == 1
+        parts = [own[step] if step < len(own) else set() for own in together]
+        assert set().union(*parts) == batch
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_pairs_that_cannot_be_shared_equally_are_refused() -> None:
@@ -73,11 +83,11 @@ def test_the_rest_of_an_epoch_is_the_rest_of_the_whole_one(
     def rest(start: int) -> list[list[tuple[int, int]]]:
         sampler = EpochBatches(50, 8, 3, 1, 2, shards=shards, pairs=pairs)
         sampler.epoch, sampler.start_batch = 2, start
-        assert len(sampler) == 6
+        assert len(sampler) == 7
         return list(sampler)
 
     assert rest(4) == rest(0)[4:]
-    assert len(rest(4)) == 2
+    assert len(rest(4)) == 2 if pairs else 3  # of the last two clips, a pair is the first rank's
 
 
 # -- by shards ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 from conftest import randomise, tiny_vit
 from test_training import HALF, SIZE, Moving, T
 
+from vidpipe.data.dataset import to_input
 from vidpipe.data.mixing import PairMixer
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
@@ -22,6 +23,7 @@ from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.profile import memory, saved_by_block
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import Trainer
+from vidpipe.training.metrics import BadReads
 from vidpipe.training.optim import lr_factor, lr_scale, parameter_groups, trained_parameters
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import Checkpoints, load_result
@@ -91,6 +93,32 @@ def test_micro_batches_of_unequal_size_weigh_by_their_clips() -> None:
     whole = first_gradients(make(), size=7)
     divided = first_gradients(make(), size=7, accumulate=2)  # 4 and 3 clips
     assert_near(divided, whole, 1e-6)
+
+
+def test_the_last_batch_has_the_clips_that_are_left_and_weighs_as_any() -> None:
+    seen: list[int] = []
+    run = trainer(make(), size=19, epochs=1, on_step=lambda info: seen.append(info.step))
+    history = run.run()
+    assert seen == [1, 2, 3]
+    assert history[0].train_top1 * 19 == pytest.approx(round(history[0].train_top1 * 19))
+    trainer(make(), size=19, epochs=1, drop_last=True, on_step=lambda i: seen.append(-i.step)).run()
+    assert seen == [1, 2, 3, -1, -2]
+
+    def last(**config: Any) -> dict[str, torch.Tensor]:
+        model = make()
+        run = trainer(model, size=19, epochs=1, **config)
+        run.batches.epoch, run.batches.start_batch, run.progress.batch = 0, 2, 2
+        (batch,) = run.loader
+        run._step(batch, BadReads(run.train_set, 1, 19))
+        x = to_input(batch["video"], *HALF)
+        model.load_state_dict(make().state_dict())
+        alone = torch.nn.functional.cross_entropy(model(x), batch["label"])
+        expected = torch.autograd.grad(alone, list(run.trained.values()))
+        found = {n: p.grad for n, p in run.trained.items() if p.grad is not None}
+        assert_near(found, dict(zip(run.trained, expected, strict=True)), 1e-6)
+        return found
+
+    assert_near(last(accumulate=4), last(), 1e-6)  # 3 clips in parts for up to 8
 
 
 def test_micro_batches_keep_pairs_and_soft_labels() -> None:

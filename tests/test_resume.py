@@ -32,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
     "steps": {"steps": 7, "checkpoint_every": 2},
     "mixed": {"mixer": PairMixer(0.4, 0.4, 1), "shuffle": "shards", "checkpoint_every": 1},
+    "partial": {"size": 19, "accumulate": 4, "checkpoint_every": 1},
     "loaders": {"loader_workers": 1, "checkpoint_every": 1},
 }
 

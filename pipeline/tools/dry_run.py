@@ -113,6 +113,7 @@ def epoch_batches(train_set: TrainSet, params: Params) -> EpochBatches:
         max(1, train.num_workers),
         shards=train_set.clips.shards if train.shuffle == "shards" else None,
         pairs=PairMixer.of(params.transform, train.seed) is not None,
+        drop_last=train.drop_last,
     )
 
 

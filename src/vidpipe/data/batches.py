@@ -20,7 +20,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     Set `epoch`, and `start_batch` to go on in the middle of it, before each iteration; the number of
     batches (`len`) is that of the whole epoch. `shards` (N,) turns on the shuffling by shards.
     `pairs`: clips (2k, 2k + 1) of the global batch stay together, to be mixed.
-    The last, incomplete batch is dropped, unless it is the only one.
+    The last batch has the clips that are left: some ranks may have one more than others, and a rank
+    without any has a batch fewer. With `drop_last` it is left out, unless it is the only one.
     """
 
     def __init__(
@@ -33,18 +34,19 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         *,
         shards: NDArray[np.int64] | None = None,
         pairs: bool = False,
+        drop_last: bool = False,
     ) -> None:
-        # Each rank gets as many clips as any other, or its gradients would weigh more.
-        together = 2 if pairs and world_size > 1 else 1
-        self.batch_size = min(batch_size, size - size % (world_size * together))
-        if self.batch_size == 0:
+        each = world_size * (2 if pairs and world_size > 1 else 1)
+        if size < each:
             raise VidpipeError(f"{size} training clips cannot feed {world_size} workers")
-        if pairs and self.batch_size % (world_size * together):
+        self.batch_size = min(batch_size, size - size % each if drop_last else size)
+        if pairs and batch_size % each:
             raise VidpipeError(
-                f"train.batch_size {self.batch_size} does not divide into pairs among {world_size} "
-                "workers, and mixup_alpha and cutmix_alpha mix pairs; make it a multiple of "
-                f"{world_size * together}"
+                f"train.batch_size {batch_size} does not divide into pairs among {world_size} "
+                f"workers, and mixup_alpha and cutmix_alpha mix pairs; make it a multiple of {each}"
             )
+        self.clips = size - size % self.batch_size if drop_last else size
+        """Of an epoch, over all ranks."""
         self.size, self.seed = size, seed
         self.rank, self.world_size = rank, world_size
         self.shards, self.pairs = shards, pairs
@@ -52,18 +54,22 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.start_batch = 0
 
     def __len__(self) -> int:
-        return self.size // self.batch_size
+        return -(-self.clips // self.batch_size)
+
+    def size_of(self, batch: int) -> int:
+        """Clips of global batch number `batch` of an epoch."""
+        return min(self.batch_size, self.clips - batch * self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         if self.shards is None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         else:
             order = shard_order(self.shards, self.seed, self.epoch)
-        at = np.arange(self.batch_size)
-        mine = at[(at // 2 if self.pairs else at) % self.world_size == self.rank]
         for batch in range(self.start_batch, len(self)):
-            clips = order[batch * self.batch_size + mine]
-            yield [(self.epoch, int(i)) for i in clips]
+            at = np.arange(self.size_of(batch))
+            mine = at[(at // 2 if self.pairs else at) % self.world_size == self.rank]
+            if len(mine):
+                yield [(self.epoch, int(i)) for i in order[batch * self.batch_size + mine]]
 
 
 def shard_order(

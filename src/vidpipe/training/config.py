@@ -15,6 +15,9 @@ class TrainConfig(Section):
         None, ge=1, description="optimizer steps in all, in place of epochs (ST-Adapter: 20k)"
     )
     batch_size: int = Field(ge=1, description="clips of one optimizer step, over all workers")
+    drop_last: bool = Field(
+        False, description="leave out the last batch of an epoch where it has fewer clips"
+    )
     accumulate: int = Field(1, ge=1, description="parts that batch is computed in, for memory")
     warmup_epochs: float = Field(ge=0)
     warmup_from: float = Field(

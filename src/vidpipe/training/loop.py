@@ -6,7 +6,6 @@ process; so a training that goes on from a checkpoint ends with the bits of one 
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -96,6 +95,7 @@ class Trainer:
             world_size,
             shards=train_set.clips.shards if config.shuffle == "shards" else None,
             pairs=mixer is not None,
+            drop_last=config.drop_last,
         )
         self.loader = train_loader(train_set, self.batches, config.loader_workers, config.prefetch)
         self.total_steps = config.steps or config.epochs * len(self.batches)
@@ -147,11 +147,12 @@ class Trainer:
         self.forward.train()
         self.batches.epoch, self.batches.start_batch = p.epoch, p.batch
         count = min(len(self.batches), self.total_steps - p.epoch * len(self.batches))
-        clips = len(self.batches) * self.batches.batch_size
-        bad = BadReads(self.train_set, self.config.max_bad_reads, clips)
+        bad = BadReads(self.train_set, self.config.max_bad_reads, self.batches.clips)
         started = waited = time.perf_counter()
         waiting, before, first = 0.0, p.sums.clips, p.step
-        for batch in itertools.islice(self.loader, count - p.batch) if p.batch < count else ():
+        loader = iter(self.loader) if p.batch < count else iter(())
+        for _ in range(p.batch, count):
+            batch = next(loader, None)  # none: the last batch has fewer clips than there are ranks
             waiting += time.perf_counter() - waited
             loss, norm, stopping = self._step(batch, bad)
             p.step, p.batch = p.step + 1, p.batch + 1
@@ -193,30 +194,33 @@ class Trainer:
 
     # -- a step -----------------------------------------------------------------------------
 
-    def _step(self, batch: dict[str, Any], bad: BadReads) -> tuple[float, float, bool]:
-        """(loss, gradient norm, whether to stop now)."""
-        p, config, clips = self.progress, self.config, len(batch["label"])
+    def _step(self, batch: dict[str, Any] | None, bad: BadReads) -> tuple[float, float, bool]:
+        """(loss, gradient norm, whether to stop now), over all ranks. `batch` is this rank's share of
+        the global batch, None where it has no clip of it."""
+        p, config = self.progress, self.config
+        clips, of_all = 0 if batch is None else len(batch["label"]), self.batches.size_of(p.batch)
         self._seed()
         set_lr(self.optimizer, self._lr(p.step))
         self.optimizer.zero_grad(set_to_none=True)
-        unreadable = bad.count(batch)
-        slices, parts = list(self._parts(clips)), []
-        if not self.started:
-            size, at_once = batch["video"].shape[-1], slices[0].stop
-            self.model.recomputed = choose_recomputed(
-                self.model, size, at_once, config, self.device
-            )
-        for part in slices:
-            # Until the backward pass is done: what it computes again has the same mask again.
-            self.model.clip_keys.now = self._keys(batch["index"][part])
-            loss, correct = self._forward({k: v[part] for k, v in batch.items()})
-            share = (part.stop - part.start) / clips
-            self.scaler.scale(loss if share == 1 else loss * share).backward()
-            parts.append((loss.detach(), correct, part.stop - part.start))
-        self.model.clip_keys.now = None
-        if not self.started:
-            refuse_frozen_gradients(self.model)
-            self.started = True
+        unreadable, parts = 0 if batch is None else bad.count(batch), []
+        if batch is None:
+            self.scaler.scale(torch.zeros((), device=self.device))  # it begins with its first loss
+        else:
+            if not self.started:
+                self._choose_recomputed(batch)
+            for part in self._parts(clips):
+                # Until the backward pass is done: what it computes again has the same mask again.
+                self.model.clip_keys.now = self._keys(batch["index"][part])
+                loss, correct = self._forward({k: v[part] for k, v in batch.items()})
+                count = part.stop - part.start
+                # Ranks are averaged: each part weighs by its clips among those of all of them.
+                weight = count * self.world_size / of_all
+                self.scaler.scale(loss if weight == 1 else loss * weight).backward()
+                parts.append((loss.detach(), correct, count))
+            self.model.clip_keys.now = None
+            if not self.started:
+                refuse_frozen_gradients(self.model)
+                self.started = True
         # Reading them waits for the device; the finite check and the bar are worth it.
         loss_sum = sum(loss.item() * count for loss, _, count in parts)
         correct_sum = sum(correct.item() for _, correct, _ in parts)
@@ -246,6 +250,13 @@ class Trainer:
         p.sums.add(step)
         bad.check(int(p.sums.unreadable))
         return step.mean_loss, norm, stopping > 0
+
+    def _choose_recomputed(self, batch: dict[str, Any]) -> None:
+        """For whole batches, whichever comes first."""
+        own = -(-self.batches.batch_size // self.world_size)
+        at_once, size = next(self._parts(own)).stop, batch["video"].shape[-1]
+        options = (self.config, self.device)
+        self.model.recomputed = choose_recomputed(self.model, size, at_once, *options)
 
     def _forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Mean loss of a part of a batch, and its number of clips that were right."""
@@ -299,8 +310,9 @@ class Trainer:
             state = (self.progress, self.model, self.optimizer, self.ema, self.scaler)
             self.checkpoints.save(*state, failed=failed)
 
-    def _fail(self, what: str, value: float, batch: dict[str, Any]) -> None:
-        names = gathered([self.train_set.clips.name(i) for i in batch["index"].tolist()])
+    def _fail(self, what: str, value: float, batch: dict[str, Any] | None) -> None:
+        own = [] if batch is None else batch["index"].tolist()
+        names = gathered([self.train_set.clips.name(i) for i in own])
         self._save(failed=True)
         where = self.checkpoints.folder / "failed" if self.checkpoints else None
         saved = f"; the state before it is in {where}" if where else ""
