@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,13 @@ def unused(rank: int) -> None:
     a.grad = torch.full((2,), float(rank))
     if rank == 0:
         b.grad = torch.ones(2)
-    parallel.average_gradients([a, b, c], 2)
+    d = torch.nn.Parameter(torch.ones(5, 3, 7))
+    d.grad = torch.arange(105.0).view(7, 3, 5).transpose(0, 2) * (rank + 1)
+    parallel.BUCKET = 5  # less than a row of d: several messages, and d in several of them
+    parallel.average_gradients([a, b, c, d], 2)
+    assert torch.equal(d.grad, torch.arange(105.0).view(7, 3, 5).transpose(0, 2) * 1.5)
+    parallel.same_start([e := torch.nn.Parameter(torch.full((4, 3), float(rank)))])
+    assert not e.any()
     assert a.grad is not None
     assert b.grad is not None
     assert a.grad.tolist() == b.grad.tolist() == [0.5, 0.5]
@@ -149,9 +156,8 @@ def test_two_workers_train_as_one_does(tmp_path: Path) -> None:
     for name in own[0]:
         assert torch.equal(own[0][name], own[1][name]), name
     # Once a step the gradients, and a few numbers: never the frozen weights.
-    largest = trained + len(own[0])
-    assert max(both[0]["sent"]) == largest
-    assert both[0]["sent"].count(largest) == 9
+    assert max(both[0]["sent"]) == trained
+    assert both[0]["sent"].count(trained) == 9
 
 
 @pytest.mark.slow
@@ -173,6 +179,42 @@ def test_a_bad_loss_on_one_worker_ends_all_at_the_same_step(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_gradients_that_some_or_no_worker_has(tmp_path: Path) -> None:
     assert [r["error"] for r in ranks(tmp_path / "unused", "unused")] == ["fine", "fine"]
+
+
+def peak_bytes(work: Callable[[], None]) -> int:
+    """The most that `work` held at one time beyond what was there before it."""
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        work()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def test_averaging_holds_one_message_beside_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where one tensor is larger than a message, as in full fine-tuning."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    sizes = [(1024, 1024), *[(300, 300)] * 20, (7,)]
+    parameters = [torch.nn.Parameter(torch.zeros(size)) for size in sizes]
+    for parameter in parameters:
+        parameter.grad = torch.rand_like(parameter)
+    before = [p.grad.clone() for p in parameters if p.grad is not None]
+    monkeypatch.setattr(parallel, "BUCKET", 2**18)
+    # A backend of torch's own, whose other rank says nothing: what is sent comes back as it was.
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        peak = peak_bytes(lambda: parallel.average_gradients(parameters, 2))
+        start = peak_bytes(lambda: parallel.same_start(parameters))
+    finally:
+        dist.destroy_process_group()
+    message = 4 * 2**18
+    assert 0.9 * message < peak < 1.1 * message
+    assert 0.9 * message < start < 1.1 * message
+    for parameter, gradient in zip(parameters, before, strict=True):
+        assert torch.equal(parameter.grad, gradient / 2)  # type: ignore[arg-type]
 
 
 RAY = """

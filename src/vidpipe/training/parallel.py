@@ -1,18 +1,22 @@
 """Training on several workers: what they tell each other, and nothing else.
 
-Gradients are summed once a step, after its last part, in one message: the trained parameters are
-all there is to send, and one without a gradient needs no search of the graph. Not chosen:
+Gradients are summed once a step, after its last part, in messages of at most `BUCKET` numbers: the
+trained parameters are all there is to send, and one without a gradient needs no search of the graph.
+Beside the gradients, one such message is held. Not chosen:
 DistributedDataParallel, which at its start also sends the frozen backbone, and which has to be told
 of unused parameters; its overlap with the backward pass gains nothing on a few adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+BUCKET = 2**22
+"""Numbers of one message: 16 MiB of fp32."""
 
 
 def parallel() -> bool:
@@ -37,30 +41,64 @@ def average_gradients(parameters: Sequence[nn.Parameter], world_size: int) -> No
     """Each gradient becomes the mean over all workers; what has none anywhere still has none."""
     if not parallel():
         return
-    device = parameters[0].device
-    used = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([used, *(part.reshape(-1).float() for part in parts)])
-    dist.all_reduce(flat)
-    anywhere = flat[: len(parameters)].tolist()
-    at = len(parameters)
-    for parameter, used_by in zip(parameters, anywhere, strict=True):
-        mean = flat[at : at + parameter.numel()] / world_size
-        at += parameter.numel()
+    used = torch.tensor(
+        [float(p.grad is not None) for p in parameters], device=parameters[0].device
+    )
+    dist.all_reduce(used)
+    gradients = []
+    for parameter, used_by in zip(parameters, used.tolist(), strict=True):
         if used_by:
-            parameter.grad = mean.view_as(parameter).to(parameter.dtype)
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for message in _in_messages(gradients):
+        dist.all_reduce(message)
+        message /= world_size
 
 
+@torch.no_grad()
 def same_start(parameters: Sequence[nn.Parameter]) -> None:
     """Every worker starts from the first one's weights."""
     if parallel():
-        with torch.no_grad():
-            flat = torch.cat([p.reshape(-1) for p in parameters])
-            dist.broadcast(flat, 0)
-            at = 0
-            for parameter in parameters:
-                parameter.copy_(flat[at : at + parameter.numel()].view_as(parameter))
-                at += parameter.numel()
+        for message in _in_messages([p.detach() for p in parameters]):
+            dist.broadcast(message, 0)
+
+
+def _in_messages(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """All numbers of `tensors` in turn, as fp32 messages of at most `BUCKET`; what the caller makes of
+    a message, in place, is written back before the next one."""
+    if not tensors:
+        return
+    buckets: list[list[Tensor]] = []
+    size = BUCKET
+    for piece in (piece for tensor in tensors for piece in _pieces(tensor)):
+        if size + piece.numel() > BUCKET:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(piece)
+        size += piece.numel()
+    sizes = [[piece.numel() for piece in bucket] for bucket in buckets]
+    # One buffer for all: the caller still has the last message when it asks for the next.
+    buffer = torch.empty(max(map(sum, sizes), default=0), device=tensors[0].device)
+    for bucket, each in zip(buckets, sizes, strict=True):
+        message = buffer[: sum(each)]
+        parts = message.split(each)
+        for part, piece in zip(parts, bucket, strict=True):
+            part.view_as(piece).copy_(piece)
+        yield message
+        for part, piece in zip(parts, bucket, strict=True):
+            piece.copy_(part.view_as(piece))
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Views of `tensor`, which may lie in memory in any order, of at most `BUCKET` numbers."""
+    if tensor.numel() <= BUCKET:
+        yield tensor
+    elif (rows := BUCKET // tensor[0].numel()) > 0:
+        yield from tensor.split(rows)
+    else:
+        for row in tensor:
+            yield from _pieces(row)
 
 
 def gathered(names: list[str]) -> list[str]:
