@@ -19,7 +19,7 @@ from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, architecture, load_backbone
 from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig, TransformConfig
-from vidpipe.data.dataset import to_input
+from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.export.config import ExportConfig
 from vidpipe.export.model_card import Facts, model_card, weights_licence

@@ -14,7 +14,8 @@ from small_store import UNIFORM, small_store, train_set
 
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import SamplingConfig, SubsetConfig, TransformConfig
-from vidpipe.data.dataset import Clips, ViewSet, to_input, train_loader, view_loader
+from vidpipe.data.dataset import Clips, ViewSet, train_loader, view_loader
+from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.training.metrics import BadReads
 from vidpipe.video.store import FrameStore

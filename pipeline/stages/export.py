@@ -17,7 +17,8 @@ from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
 from pipeline.infra.workspace import Workspace, folder_hash, open_store
 from vidpipe.config.identity import config_hash
 from vidpipe.cpu import use_cpu
-from vidpipe.data.dataset import Clips, ViewSet, to_input, view_loader
+from vidpipe.data.dataset import Clips, ViewSet, view_loader
+from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import require_same_classes
 from vidpipe.export.config import ExportConfig

@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from pipeline.infra.workspace import Workspace, open_store, training_hash
 from vidpipe.cpu import use_cpu
 from vidpipe.data.batches import EpochBatches
-from vidpipe.data.dataset import Clips, TrainSet, ViewSet, to_input, train_loader, view_loader
+from vidpipe.data.dataset import Clips, TrainSet, ViewSet, train_loader, view_loader
 from vidpipe.data.mixing import PairMixer
+from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.files import read_json
 from vidpipe.params import Params

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torchvision.transforms.v2.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import SamplingConfig, SubsetConfig, TransformConfig
+from vidpipe.data.model_input import crop_views
 from vidpipe.data.sampling import test_indices, train_indices
 from vidpipe.data.transforms import ClipTransform, mirrored_labels
 from vidpipe.errors import VidpipeError
@@ -173,24 +172,6 @@ class ViewSet(Dataset[dict[str, Any]]):
         return {"video": video, "label": int(self.clips.labels[i]), "index": i}
 
 
-def crop_views(
-    frames: Tensor, positions: NDArray[np.int64], size: int, spatial_crops: int
-) -> Tensor:
-    """(U, 3, H, W) uint8 frames -> (clips x crops, T, 3, size, size), by (clips, T) indices into them.
-
-    The frames are resized once and then cropped: three crops overlap, and one by one they would have
-    1.7 times the pixels of a 16:9 frame.
-    """
-    frames = F.resize(frames, [size], antialias=True)
-    height, width = frames.shape[-2:]
-    where = torch.from_numpy(positions)
-    views = []
-    for fraction in (0.5,) if spatial_crops == 1 else (0.0, 0.5, 1.0):
-        top, left = (round((side - size) * fraction) for side in (height, width))
-        views.append(frames[..., top : top + size, left : left + size][where])
-    return torch.stack(views, 1).flatten(0, 1)
-
-
 class Loader:
     """A torch DataLoader whose errors are one line, whichever process they come from.
 
@@ -231,12 +212,3 @@ def view_loader(
 ) -> Loader:
     """For a ViewSet or a part of one, in order."""
     return Loader(data, workers=workers, prefetch=prefetch, keep=False, batch_size=batch_size)
-
-
-def to_input(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(..., T, 3, H, W) uint8 -> (..., 3, T, H, W) fp32, normalised on the tensor's own device."""
-    x = video.transpose(-4, -3).float()
-    shape = (-1, 1, 1, 1)
-    offset = torch.tensor(mean, device=x.device).view(shape) * 255
-    scale = torch.tensor(std, device=x.device).view(shape) * 255
-    return (x - offset) / scale

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from vidpipe.data.dataset import ViewSet, to_input
+from vidpipe.data.dataset import ViewSet
+from vidpipe.data.model_input import to_input
 from vidpipe.methods.base import VideoModel
 
 ORDERS = ("in_order", "reversed", "shuffled", "frozen")

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vidpipe.data.dataset import to_input
+from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.explain.attention import AttentionMaps, attention_maps
 from vidpipe.explain.grad_cam import grad_cam as compute_grad_cam

@@ -14,7 +14,7 @@ from torch import Tensor
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
 from vidpipe.data.config import SamplingConfig
-from vidpipe.data.dataset import crop_views, to_input
+from vidpipe.data.model_input import crop_views, to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.files import read_json
 from vidpipe.inference.segments import Segment

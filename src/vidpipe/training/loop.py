@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidpipe.data.batches import EpochBatches
-from vidpipe.data.dataset import TrainSet, ViewSet, to_input, train_loader
+from vidpipe.data.dataset import TrainSet, ViewSet, train_loader
 from vidpipe.data.mixing import PairMixer
+from vidpipe.data.model_input import to_input
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import GOLDEN, lowbias32

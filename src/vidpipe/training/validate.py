@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from vidpipe.data.dataset import ViewSet, to_input, view_loader
+from vidpipe.data.dataset import ViewSet, view_loader
+from vidpipe.data.model_input import to_input
 from vidpipe.errors import TrainingStopped
 from vidpipe.methods.base import VideoModel
 from vidpipe.training.config import TrainConfig
