@@ -15,8 +15,8 @@ import torch
 from conftest import randomise, tiny_vit
 from test_training import HALF, SIZE, Moving, T
 
-from vidpipe.data.dataset import to_input
 from vidpipe.data.mixing import PairMixer
+from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.registry import METHODS, build_method
@@ -24,7 +24,7 @@ from vidpipe.profile import memory, saved_by_block
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import Trainer
 from vidpipe.training.metrics import BadReads
-from vidpipe.training.optim import lr_factor, lr_scale, parameter_groups, trained_parameters
+from vidpipe.training.optim import lr_factor, trained_parameters
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import Checkpoints, load_result
 
@@ -236,7 +236,7 @@ def test_clipping_bounds_the_gradient_and_reports_it_unclipped() -> None:
 
 def group_of(model: VideoModel, name: str) -> dict[str, Any]:
     wanted = dict(model.named_parameters())[name]
-    return next(g for g in parameter_groups(model) if any(p is wanted for p in g["params"]))
+    return next(g for g in model.parameter_groups() if any(p is wanted for p in g["params"]))
 
 
 def test_groups_of_full_fine_tuning() -> None:
@@ -246,7 +246,7 @@ def test_groups_of_full_fine_tuning() -> None:
     for name in ("vit.pos_embed", "vit.cls_token", "vit.norm.weight", "vit.blocks.0.mlp.fc1.bias"):
         assert group_of(model, name)["weight_decay"] == 0, name
     assert group_of(model, "head.weight")["weight_decay"] == 0.1
-    grouped = [p for g in parameter_groups(model) for p in g["params"]]
+    grouped = [p for g in model.parameter_groups() for p in g["params"]]
     assert len(grouped) == len(set(grouped)) == len(trained_parameters(model))
 
 
@@ -278,7 +278,7 @@ def test_elsewhere_vectors_are_not_decayed(name: str) -> None:
 def test_layer_decay_falls_from_the_last_block_to_the_first(name: str) -> None:
     options = {"num_layers": 2} if name == "evl" else {}
     model = make(name, layer_decay=0.5, **options)
-    scales = {n: lr_scale(model, n) for n in trained_parameters(model)}
+    scales = {n: model.lr_scale(n) for n in trained_parameters(model)}
     assert scales["head.weight"] == 1
     by_block = {b: {s for n, s in scales.items() if model.block_of(n) == b} for b in range(3)}
     expected = {0: {0.125}, 1: {0.25}, 2: {0.5}}

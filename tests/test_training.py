@@ -24,7 +24,7 @@ from vidpipe.trained.adapter import TrainedModel, load_adapter, save_adapter
 from vidpipe.trained.package import open_model
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import fit
-from vidpipe.training.optim import lr_factor, parameter_groups
+from vidpipe.training.optim import lr_factor
 
 T, SIZE = 4, 32
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -159,7 +159,7 @@ def test_the_schedules_are_those_of_the_codes_schedulers() -> None:
 
 def test_decay_spares_biases() -> None:
     model, _ = train("st_adapter", epochs=2)
-    decayed, spared = parameter_groups(model)
+    decayed, spared = model.parameter_groups()
     assert all(p.ndim > 1 for p in decayed["params"])
     assert spared["weight_decay"] == 0
     counted = sum(p.numel() for group in (decayed, spared) for p in group["params"])

@@ -1,3 +1,48 @@
-"""vidpipe: a frozen image transformer becomes a video action classifier by training a few adapters."""
+"""vidpipe: a frozen image transformer becomes a video action classifier by training a few adapters.
+
+The functions below are all that most programs need; `import vidpipe` itself imports nothing else, and
+each of them is loaded when it is first used.
+
+    model = vidpipe.create_model("st_adapter", "vit_base_patch16_clip_quickgelu_224", num_classes=400,
+                                 num_frames=8, weights="clip.safetensors")
+    vidpipe.fit(model, train, val, epochs=5)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidpipe.backbones.listing import list_backbones
+    from vidpipe.errors import VidpipeError
+    from vidpipe.methods.base import VideoModel
+    from vidpipe.methods.create import create_model, list_methods
 
 __version__ = "0.1.0"
+__all__ = [
+    "VideoModel",
+    "VidpipeError",
+    "create_model",
+    "list_backbones",
+    "list_methods",
+]
+
+_HOMES = {
+    "VideoModel": "vidpipe.methods.base",
+    "VidpipeError": "vidpipe.errors",
+    "create_model": "vidpipe.methods.create",
+    "list_backbones": "vidpipe.backbones.listing",
+    "list_methods": "vidpipe.methods.create",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,6 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+RANDOM = "random"
+GIVEN = "a module in memory"
+"""What stands for `weights` where they come from no file and no hub; only `create_model` makes such."""
+
 
 class BackboneConfig(BaseModel):
     """`backbone` in params.yaml."""
@@ -17,6 +21,14 @@ class BackboneConfig(BaseModel):
     weights: str = Field(
         description="a local .safetensors, .pt or .pth file; `hub` or `hub:<tag>` downloads"
     )
+
+    @classmethod
+    def of(cls, name: str, weights: str) -> BackboneConfig:
+        """Of a name as the Python functions take it: `open_clip:ViT-B-16`, or timm's without prefix."""
+        source, colon, rest = name.partition(":")
+        if colon and source in ("timm", "open_clip"):
+            return cls(source=source, name=rest, weights=weights)
+        return cls(name=name, weights=weights)
 
     @property
     def hub_tag(self) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.config import RANDOM, BackboneConfig
 from vidpipe.backbones.fit import fit_state
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights
@@ -108,10 +108,7 @@ def create_tower(config: BackboneConfig, tag: str | None) -> Any:
     """open_clip's model of `config.name`, with the weights of `tag` or random ones."""
     import open_clip
 
-    if config.name not in open_clip.list_models():
-        near = get_close_matches(config.name, open_clip.list_models(), n=1, cutoff=0.5)
-        hint = f"; nearest is {near[0]}" if near else ""
-        raise VidpipeError(f"backbone.name: open_clip has no model {config.name!r}{hint}")
+    _refuse_unknown(config.name)
     try:
         return open_clip.create_model(config.name, pretrained=tag)
     except Exception as error:  # hub clients and open_clip raise many kinds
@@ -121,10 +118,29 @@ def create_tower(config: BackboneConfig, tag: str | None) -> Any:
         ) from error
 
 
+def image_size(config: BackboneConfig) -> int:
+    """Pixels a side that open_clip made the tower for. Raises VidpipeError for an unknown name."""
+    import open_clip
+
+    _refuse_unknown(config.name)
+    size = open_clip.get_model_config(config.name)["vision_cfg"].get("image_size", 224)
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _refuse_unknown(name: str) -> None:
+    import open_clip
+
+    if name not in open_clip.list_models():
+        near = get_close_matches(name, open_clip.list_models(), n=1, cutoff=0.5)
+        hint = f"; nearest is {near[0]}" if near else ""
+        raise VidpipeError(f"backbone.name: open_clip has no model {name!r}{hint}")
+
+
 def load_open_clip(
     config: BackboneConfig, img_size: int
 ) -> tuple[VisionTransformer, Mapping[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-    """(ViT with weights, its state as stored, mean, std), from a local file or a pretrained tag."""
+    """(ViT with weights, its state as stored, mean, std), from a local file, a pretrained tag, or
+    random."""
     from open_clip import list_pretrained_tags_by_model
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
@@ -136,7 +152,7 @@ def load_open_clip(
     mean = tuple(getattr(tower, "image_mean", None) or OPENAI_DATASET_MEAN)
     std = tuple(getattr(tower, "image_std", None) or OPENAI_DATASET_STD)
     vit, state = tower_to_timm(tower, config.name, img_size)
-    if tag is None:
+    if tag is None and config.weights != RANDOM:
         state = _local_tower(Path(config.weights))
     fit_state(vit, state, config.weights)
     return vit, state, mean, std

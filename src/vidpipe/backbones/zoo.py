@@ -6,19 +6,23 @@ name: a model trained from silently random weights is the failure users report m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 import timm
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import SwinTransformer, VisionTransformer
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
 
 import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
-from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig
 from vidpipe.backbones.fit import fit_state
 from vidpipe.backbones.swin import ImageModel, blocks_of_stage, stages_of
 from vidpipe.errors import VidpipeError
@@ -55,6 +59,11 @@ def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
     a Swin's windows shrink to a smaller grid as timm does it.
     Raises VidpipeError for an unknown name, a missing or unreadable file, or weights that do not fit.
     """
+    if config.weights in (RANDOM, GIVEN):
+        raise VidpipeError(
+            f"backbone {config.name}: its weights were {config.weights}, which no file holds; save its "
+            "state_dict as a .safetensors file and name that as the weights"
+        )
     state: Mapping[str, Tensor]
     vit: ImageModel
     if config.source == "open_clip":
@@ -71,8 +80,90 @@ def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
             state, header = read_weights(Path(config.weights))
             _refuse_other_model(config, vit, header)
             fit_state(vit, state, config.weights)
+    return _frozen(vit, config, state, mean, std)
+
+
+def random_backbone(config: BackboneConfig, img_size: int) -> Backbone:
+    """The backbone without its weights: random ones from torch's generator, which says so in a warning.
+
+    Args:
+        config: the name; its `weights` are not looked at.
+        img_size: square input, pixels.
+
+    Raises:
+        VidpipeError: for an unknown name.
+    """
+    own = config.model_copy(update={"weights": RANDOM})
+    if config.source == "open_clip":
+        from vidpipe.backbones.openclip import load_open_clip
+
+        vit, state, mean, std = load_open_clip(own, img_size)
+        backbone = _frozen(vit, own, state, mean, std)
+    else:
+        plain = _create_timm(own, img_size, None)
+        card = cast(dict[str, Any], plain.pretrained_cfg)
+        backbone = _frozen(plain, own, plain.state_dict(), card["mean"], card["std"])
+    warnings.warn(
+        f"{config.name}: no weights were given, so the backbone is random; pass a file or hub",
+        stacklevel=3,
+    )
+    return backbone
+
+
+def copied_backbone(module: nn.Module, img_size: int | None) -> tuple[Backbone, int]:
+    """A copy of a timm ViT or Swin of one's own, and its input size (None: as it is).
+
+    The module itself is not touched. Its hash is that of its `state_dict`, so that a file of that is
+    known as the same weights. Without `pretrained_cfg`, ImageNet's mean and std are assumed, which a
+    warning says.
+
+    Raises:
+        VidpipeError: for another kind of module, or where `img_size` does not fit it.
+    """
+    card = dict(getattr(module, "pretrained_cfg", None) or {})
+    name = str(card.get("architecture") or type(module).__name__)
+    vit = _supported(copy.deepcopy(module), name)
+    vit.reset_classifier(0)
+    grid = cast(Any, vit.patch_embed).img_size
+    own_size = int(grid[0]) if grid is not None else int(card.get("input_size", (3, 224))[-1])
+    state, size = module.state_dict(), img_size or own_size
+    if size != own_size:
+        with _explained(name, size):
+            cast(Any, vit).set_input_size(img_size=(size, size))
+        # Once more, and with the resizing that all backbones get.
+        fit_state(vit.float(), state, name)
+    if not {"mean", "std"} <= card.keys():
+        warnings.warn(
+            f"{name}: the module has no pretrained_cfg with mean and std; ImageNet's are assumed",
+            stacklevel=3,
+        )
+    mean = card.get("mean", IMAGENET_DEFAULT_MEAN)
+    std = card.get("std", IMAGENET_DEFAULT_STD)
+    config = BackboneConfig(name=name, weights=GIVEN)
+    return _frozen(vit.float(), config, state, mean, std), size
+
+
+def default_size(config: BackboneConfig) -> int:
+    """Pixels a side that the zoo made this model for. Raises VidpipeError for an unknown name."""
+    if config.source == "open_clip":
+        from vidpipe.backbones.openclip import image_size
+
+        return image_size(config)
+    _refuse_unknown(config.name.partition(".")[0])
+    card = timm.get_pretrained_cfg(config.name)
+    return int(card.input_size[-1]) if card is not None else 224
+
+
+def _frozen(
+    vit: ImageModel,
+    config: BackboneConfig,
+    state: Mapping[str, Tensor],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Backbone:
     vit.eval().requires_grad_(False)
-    return Backbone(vit, config, state_sha256(state), activation_of(vit), mean, std)
+    sha256 = state_sha256(state)
+    return Backbone(vit, config, sha256, activation_of(vit), tuple(mean), tuple(std))
 
 
 def architecture(config: BackboneConfig, img_size: int) -> ImageModel:
@@ -92,21 +183,21 @@ def activation_of(vit: ImageModel) -> str:
 
 def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> ImageModel:
     name, _, own_tag = config.name.partition(".")
-    if not timm.is_model(name):
-        raise VidpipeError(f"backbone.name: timm has no model {name!r}{_nearest(name)}")
+    _refuse_unknown(name)
     tag = hub_tag or own_tag
     try:
-        model = timm.create_model(
-            f"{name}.{tag}" if tag else name,
-            pretrained=hub_tag is not None,
-            num_classes=0,
-            img_size=img_size,
-        )
+        with _explained(name, img_size):
+            model = timm.create_model(
+                f"{name}.{tag}" if tag else name,
+                pretrained=hub_tag is not None,
+                num_classes=0,
+                img_size=img_size,
+            )
+    except VidpipeError:
+        raise
     except TypeError:
         # ViTs and Swins take an image size; most families do not.
         raise VidpipeError(f"backbone.name: {name} is not a plain ViT or Swin") from None
-    except (AssertionError, ValueError) as error:
-        raise VidpipeError(f"backbone: {name} at transform.size {img_size}: {error}") from error
     except Exception as error:  # the hub's client raises many kinds; all mean no weights
         raise VidpipeError(
             f"backbone.weights: {name} could not be downloaded ({type(error).__name__}); "
@@ -116,6 +207,21 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
         patch = cast(tuple[int, int], model.patch_embed.patch_size)[0]
         if img_size % patch:
             raise VidpipeError(f"transform.size: {img_size} is no multiple of {name}'s {patch}")
+    return _supported(model, name)
+
+
+@contextmanager
+def _explained(name: str, img_size: int) -> Iterator[None]:
+    """Name model and size where timm refuses the size."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        raise VidpipeError(f"backbone: {name} at transform.size {img_size}: {error}") from error
+
+
+def _supported(model: nn.Module, name: str) -> ImageModel:
+    """`model`, where it is of a kind that methods can adapt. Raises VidpipeError otherwise."""
+    if isinstance(model, SwinTransformer):
         return model
     if not isinstance(model, VisionTransformer):
         kind = type(model).__name__
@@ -123,6 +229,11 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
     if any(type(block) is not Block for block in model.blocks):
         raise VidpipeError(f"backbone.name: {name} has blocks that no method can adapt yet")
     return model
+
+
+def _refuse_unknown(name: str) -> None:
+    if not timm.is_model(name):
+        raise VidpipeError(f"backbone.name: timm has no model {name!r}{_nearest(name)}")
 
 
 def _nearest(name: str) -> str:

@@ -10,6 +10,8 @@ import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vidpipe.errors import VidpipeError
+
 
 def crop_views(
     frames: Tensor, positions: NDArray[np.int64], size: int, spatial_crops: int
@@ -27,6 +29,21 @@ def crop_views(
         top, left = (round((side - size) * fraction) for side in (height, width))
         views.append(frames[..., top : top + size, left : left + size][where])
     return torch.stack(views, 1).flatten(0, 1)
+
+
+def middle_view(frames: Tensor, size: int) -> Tensor:
+    """(T, 3, H, W) or (B, T, 3, H, W) uint8 frames -> (B, T, 3, size, size), the centre crop of
+    `crop_views`. Raises VidpipeError for another shape or type."""
+    found = frames if isinstance(frames, Tensor) else torch.as_tensor(frames)
+    if found.dtype != torch.uint8 or found.ndim not in (4, 5) or found.shape[-3] != 3:
+        raise VidpipeError(
+            f"frames: {str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}, expected uint8 "
+            "(T, 3, H, W) or (B, T, 3, H, W)"
+        )
+    clips = found if found.ndim == 5 else found[None]
+    flat = clips.flatten(0, 1)
+    view = crop_views(flat, np.arange(len(flat))[None], size, 1)[0]
+    return view.unflatten(0, clips.shape[:2])
 
 
 def to_input(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vidpipe.backbones.activation import keep_less
 from vidpipe.backbones.ops import attend_from, blocks_of, embed, fold_frames
+from vidpipe.backbones.zoo import Backbone
+from vidpipe.data.model_input import middle_view, to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.noise import ClipDropout, ClipNoise, Keys
@@ -50,6 +52,11 @@ class VideoModel(nn.Module):
     every_token: bool = False
     """Whether the last block computes every token, as the papers' code does and their GFLOPs say, or
     those that are read (`tokens_needed`)."""
+    backbone: Backbone
+    """What it was made on, with the normalisation; of models that `vidpipe.create_model` or
+    `vidpipe.load` made."""
+    img_size: int
+    """Of its square input, pixels; set with `backbone`."""
     recomputed: int = 0
     """Leading blocks under activation checkpointing: the backward pass runs them again."""
 
@@ -134,6 +141,37 @@ class VideoModel(nn.Module):
             x = self.run_block(index, block, x, num_frames)
         return self.classify(x, num_frames)
 
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """Frames as they were decoded -> the model's input, by evaluation's centre view.
+
+        Args:
+            frames: uint8 RGB, (T, 3, H, W) or (B, T, 3, H, W), of any size: the short side is resized
+                to `img_size` and the middle cropped.
+
+        Returns:
+            (B, 3, T, img_size, img_size) fp32, normalised as the backbone's weights expect, on the
+            model's device.
+
+        Raises:
+            VidpipeError: for another shape or type.
+
+        Example:
+            >>> import torch, vidpipe
+            >>> from vidpipe.backbones.still import WEIGHTS
+            >>> model = vidpipe.create_model(
+            ...     "aim", "vit_still_patch12_48", num_classes=4, num_frames=8, weights=WEIGHTS
+            ... )
+            >>> model.preprocess(torch.zeros(8, 3, 60, 80, dtype=torch.uint8)).shape
+            torch.Size([1, 3, 8, 48, 48])
+        """
+        if not hasattr(self, "backbone"):
+            raise VidpipeError(
+                "this model was built without its backbone's normalisation; make it by "
+                "vidpipe.create_model or vidpipe.load"
+            )
+        video = middle_view(frames, self.img_size).to(self.head.weight.device)
+        return to_input(video, self.backbone.mean, self.backbone.std)
+
     def run_block(self, index: int, block: nn.Module, x: Tensor, num_frames: int) -> Tensor:
         """`block`, recomputed in the backward pass where `recomputed` says so."""
         through = cast(Block, block)
@@ -185,6 +223,63 @@ class VideoModel(nn.Module):
         for number, layer in enumerate(m for m in self.modules() if isinstance(m, ClipNoise)):
             layer.keys, layer.number = self.clip_keys, number
         self.trained_names = frozenset(n for n, p in self.named_parameters() if p.requires_grad)
+
+    def parameter_groups(
+        self, lr: float | None = None, weight_decay: float | None = None
+    ) -> list[dict[str, Any]]:
+        """The trained parameters in groups of one rate and one weight decay, for any torch optimizer.
+
+        vidpipe's own trainings use the same: the method says what is decayed (`decays`) and which
+        parameters have a lower rate (`lr_scale`).
+
+        Args:
+            lr: peak learning rate; None: the method's option `lr`.
+            weight_decay: of the decayed parameters; None: the method's option `weight_decay`.
+
+        Returns:
+            Dictionaries with `params`, `lr`, `weight_decay` and `lr_scale` (`lr` is the peak rate times
+            that), those with weight decay first.
+
+        Example:
+            >>> import torch, vidpipe
+            >>> from vidpipe.backbones.still import WEIGHTS
+            >>> model = vidpipe.create_model(
+            ...     "aim", "vit_still_patch12_48", num_classes=4, num_frames=8, weights=WEIGHTS
+            ... )
+            >>> optimizer = torch.optim.SGD(model.parameter_groups(lr=0.1, weight_decay=0.01))
+            >>> [group["weight_decay"] for group in optimizer.param_groups]
+            [0.01, 0.0]
+        """
+        peak = self.config.lr if lr is None else lr
+        decay = self.config.weight_decay if weight_decay is None else weight_decay
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+        for decayed in (True, False):  # there are always both, so that lr has its place
+            groups[decayed, 1.0] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                key = self.decays(name, parameter), self.lr_scale(name)
+                groups.setdefault(key, []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr": peak * scale,
+                "weight_decay": decay if decayed else 0.0,
+                "lr_scale": scale,
+            }
+            for (decayed, scale), parameters in sorted(groups.items(), key=lambda x: not x[0][0])
+            if parameters
+        ]
+
+    def lr_scale(self, name: str) -> float:
+        """Of the peak learning rate, for parameter `name`: lower for what came with the backbone, and,
+        with `layer_decay`, the deeper its block lies."""
+        scale = 1.0
+        if name.startswith("vit.") and self.config.pretrained_lr_scale is not None:
+            scale = self.config.pretrained_lr_scale
+        block = self.block_of(name)
+        if block is not None:
+            scale *= self.config.layer_decay ** (len(self.blocks) - block)
+        return scale
 
     def carried(self) -> dict[str, nn.Parameter]:
         """Parameters of an adapter checkpoint: the trained ones, unless a method adds others."""

@@ -23,12 +23,11 @@ from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, write_json
 from vidpipe.methods.config import MethodConfig
-from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.methods.create import build_on, create_on
+from vidpipe.methods.registry import METHODS, VideoModel
 from vidpipe.params import Params
 
 FORMAT, VERSION = "vidpipe-adapter", 1
-CLIP_LR_SCALE = 0.01
-"""Of the backbone's own weights when a CLIP is fine-tuned in full."""
 ONLY_TRAINING = {*MethodConfig.model_fields, "adapter_dropout", "mlp_dropout", "drop_path"}
 """Options of methods that decide how they are trained, not what their tensors do."""
 
@@ -52,13 +51,9 @@ FRAMES = ("short_side", "fps")
 def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
     """The model that `params` describe, before its training."""
     backbone = load_backbone(params.backbone, params.transform.size)
+    size, frames = params.transform.size, params.sampling.num_frames
     config = params.method(method)
-    if config.pretrained_lr_scale is None:
-        clip = "clip" in backbone.config.name or backbone.config.source == "open_clip"
-        scale = CLIP_LR_SCALE if clip and method == "full_finetune" else 1.0
-        config = config.model_copy(update={"pretrained_lr_scale": scale})
-    frames = params.sampling.num_frames
-    model = build_method(method, backbone.vit, len(classes), frames, config)
+    model = create_on(backbone, size, method, len(classes), frames, config)
     extract = {key: getattr(params.extract, key) for key in FRAMES}
     own = TrainedModel(model, backbone, classes, params.sampling, params.transform, extract)
     if params.train.starts_from is not None:
@@ -175,7 +170,8 @@ def load_adapter(
     else:
         backbone = _shared(backbone, transform.size, folder)
     _refuse_other_weights(str(folder), recorded["weights_sha256"], backbone)
-    model = build_method(method, backbone.vit, len(classes), sampling.num_frames, method_config)
+    frames, size = sampling.num_frames, transform.size
+    model = build_on(backbone, size, method, len(classes), frames, method_config)
     for name in model.carried():  # may be a part of a backbone that others use
         owner, _, leaf = name.rpartition(".")
         parameter = getattr(module := model.get_submodule(owner), leaf)

@@ -17,7 +17,8 @@ from vidpipe.backbones.zoo import Backbone, architecture
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.files import read_json
-from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.methods.create import build_on
+from vidpipe.methods.registry import METHODS
 from vidpipe.trained.adapter import FORMAT as ADAPTER_FORMAT
 from vidpipe.trained.adapter import TrainedModel, load_adapter, read_card, read_tensors
 from vidpipe.weights import refuse_mismatch
@@ -47,12 +48,13 @@ def load_package(folder: Path) -> TrainedModel:
         reason = " ".join(str(error).split())
         raise VidpipeError(f"{source}: not a complete description of a model ({reason})") from None
     vit = architecture(config, transform.size)
-    model = build_method(method, vit, len(classes), sampling.num_frames, method_config)
+    backbone = Backbone(vit, config, *facts, *normalisation)
+    frames, size = sampling.num_frames, transform.size
+    model = build_on(backbone, size, method, len(classes), frames, method_config)
     tensors = folder / "model.safetensors"
     state = read_tensors(tensors)
     refuse_mismatch(str(tensors), model.state_dict(), state)
     model.load_state_dict(state)
-    backbone = Backbone(vit, config, *facts, *normalisation)
     return TrainedModel(model.eval(), backbone, classes, sampling, transform, extract)
 
 

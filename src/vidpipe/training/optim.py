@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,42 +18,11 @@ def trained_parameters(model: VideoModel) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-def parameter_groups(model: VideoModel) -> list[dict[str, Any]]:
-    """Groups of one weight decay and one `lr_scale` each, the decayed ones first.
-
-    The method says what is decayed (`VideoModel.decays`). The rate is lower for what came with the
-    backbone, and, with `layer_decay`, the deeper a parameter's block lies.
-    """
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for decayed in (True, False):  # there are always both, so that lr has its place
-        groups[decayed, 1.0] = []
-    for name, parameter in trained_parameters(model).items():
-        key = model.decays(name, parameter), lr_scale(model, name)
-        groups.setdefault(key, []).append(parameter)
-    decay = model.config.weight_decay
-    return [
-        {"params": parameters, "weight_decay": decay if decayed else 0.0, "lr_scale": scale}
-        for (decayed, scale), parameters in sorted(groups.items(), key=lambda item: not item[0][0])
-        if parameters
-    ]
-
-
-def lr_scale(model: VideoModel, name: str) -> float:
-    """Of the peak learning rate, for parameter `name`."""
-    scale = 1.0
-    if name.startswith("vit.") and model.config.pretrained_lr_scale is not None:
-        scale = model.config.pretrained_lr_scale
-    block = model.block_of(name)
-    if block is not None:
-        scale *= model.config.layer_decay ** (len(model.blocks) - block)
-    return scale
-
-
 def make_optimizer(
     model: VideoModel, config: TrainConfig, device: torch.device
 ) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        parameter_groups(model),
+        model.parameter_groups(),
         lr=model.config.lr,
         betas=config.betas,
         fused=device.type in FUSED,

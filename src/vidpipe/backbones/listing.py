@@ -1,0 +1,60 @@
+"""Names of the image models that load, told from the zoos' registries: nothing is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from importlib.util import find_spec
+from typing import Any
+
+import timm
+
+from vidpipe.backbones.still import ARCHITECTURE
+
+TIMM_FILES = ("vision_transformer", "vision_transformer_hybrid", "deit", "swin_transformer")
+"""timm's modules of plain ViTs and Swins."""
+OTHER_BLOCKS = ("vit_*_18x2_*", "vit_*_xp_*", "vit_*_rpn_*", "vit_pwee_*", "vit_dpwee_*")
+"""Patterns of those among them whose blocks `zoo` refuses."""
+
+
+def list_backbones(pattern: str = "*") -> list[str]:
+    """Names of the backbones that load, as `create_model` takes them.
+
+    Args:
+        pattern: of file names, such as `"*clip*"`.
+
+    Returns:
+        The names that match, sorted: timm's ViTs and Swins, then the image towers of open_clip (where
+        it is installed) as `open_clip:NAME`. A name says nothing of weights: those are a file or `hub`.
+
+    Example:
+        >>> import vidpipe
+        >>> vidpipe.list_backbones("vit_base_patch16_clip_quick*")
+        ['vit_base_patch16_clip_quickgelu_224']
+        >>> vidpipe.list_backbones("open_clip:ViT-B-16*")[0]
+        'open_clip:ViT-B-16'
+    """
+    found = {name for file in TIMM_FILES for name in timm.list_models(module=file)}
+    plain = {n for n in found if not any(fnmatchcase(n, other) for other in OTHER_BLOCKS)}
+    names = sorted({*plain, ARCHITECTURE})
+    if find_spec("open_clip") is not None:
+        names += open_clip_names()
+    return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def open_clip_names() -> list[str]:
+    import open_clip
+
+    towers = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+    return [f"open_clip:{n}" for n in sorted(towers) if is_plain_tower(towers[n]["vision_cfg"])]
+
+
+def is_plain_tower(vision: Mapping[str, Any]) -> bool:
+    """Whether `openclip.tower_to_timm` takes the tower of this configuration."""
+    return (
+        "timm_model_name" not in vision
+        and isinstance(vision["layers"], int)
+        and not vision.get("attentional_pool")
+        and not vision.get("final_ln_after_pool")
+        and vision.get("pool_type", "tok") == "tok"
+    )

@@ -1,0 +1,174 @@
+"""The one way to a new video model: a method on a backbone, from Python as from params.yaml."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from vidpipe.backbones.config import RANDOM, BackboneConfig
+from vidpipe.backbones.zoo import (
+    Backbone,
+    copied_backbone,
+    default_size,
+    load_backbone,
+    random_backbone,
+)
+from vidpipe.config.messages import explain, nearest
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.base import VideoModel
+from vidpipe.methods.config import MethodConfig
+from vidpipe.methods.registry import METHODS, build_method
+
+CLIP_LR_SCALE = 0.01
+"""Of the backbone's own weights when a CLIP is fine-tuned in full."""
+
+
+def list_methods(pattern: str = "*") -> list[str]:
+    """Names of the methods, as `create_model` takes them.
+
+    Args:
+        pattern: of file names, such as `"*adapter"`.
+
+    Returns:
+        The names that match, in the registry's order.
+
+    Example:
+        >>> import vidpipe
+        >>> vidpipe.list_methods("*i*")[:4]
+        ['linear_probe', 'aim', 'zeroi2v', 'full_finetune']
+    """
+    return [name for name in METHODS if fnmatchcase(name, pattern)]
+
+
+def create_model(
+    method: str,
+    backbone: str | nn.Module,
+    *,
+    num_classes: int,
+    num_frames: int,
+    weights: str | Path | None = None,
+    img_size: int | None = None,
+    **options: Any,
+) -> VideoModel:
+    """A video model: `method` on a frozen image transformer.
+
+    Args:
+        method: one of `list_methods()`.
+        backbone: a name of `list_backbones()`, or a timm ViT or Swin, which is copied and not changed.
+        num_classes: of the head.
+        num_frames: frames of a clip, T.
+        weights: a local .safetensors, .pt or .pth file; `"hub"` or `"hub:TAG"` downloads; None leaves a
+            named backbone random, with a warning. A module brings its own.
+        img_size: square input in pixels; None: the size that the backbone was made for.
+        options: of the method, such as `bottleneck_ratio=0.25`; see `help(vidpipe)` and its file.
+
+    Returns:
+        A model from (B, 3, T, img_size, img_size) normalised clips to (B, num_classes) logits, in fp32
+        and in training mode. `model.preprocess(frames)` makes its input,
+        `model.parameter_groups(lr=..., weight_decay=...)` what an optimizer takes.
+
+    Raises:
+        VidpipeError: for an unknown name (with the nearest valid one), an option or size that is
+            impossible, weights that are missing or do not fit, or a backbone with a method already.
+
+    Example:
+        >>> import torch, vidpipe
+        >>> from vidpipe.backbones.still import WEIGHTS
+        >>> model = vidpipe.create_model(
+        ...     "st_adapter",
+        ...     "vit_still_patch12_48",
+        ...     num_classes=4,
+        ...     num_frames=8,
+        ...     weights=WEIGHTS,
+        ...     bottleneck_ratio=0.25,
+        ... )
+        >>> frames = torch.randint(0, 256, (2, 8, 3, 60, 80), dtype=torch.uint8)
+        >>> model(model.preprocess(frames)).shape
+        torch.Size([2, 4])
+    """
+    config = method_config(method, options)
+    for name, value in (("num_classes", num_classes), ("num_frames", num_frames)):
+        _refuse_impossible(name, value)
+    if img_size is not None:
+        _refuse_impossible("img_size", img_size)
+    if isinstance(backbone, nn.Module):
+        _refuse_second_method(backbone)
+        if weights is not None:
+            raise VidpipeError(
+                f"weights: {weights} given, but the backbone is a module, which has its own; leave it "
+                "out, or name the backbone"
+            )
+        loaded, size = copied_backbone(backbone, img_size)
+    elif isinstance(backbone, str):
+        named = BackboneConfig.of(backbone, RANDOM if weights is None else str(weights))
+        size = img_size or default_size(named)
+        load = random_backbone if weights is None else load_backbone
+        loaded = load(named, size)
+    else:
+        raise VidpipeError(
+            f"backbone: a {type(backbone).__name__}, expected a name of vidpipe.list_backbones() or a "
+            "timm module"
+        )
+    return create_on(loaded, size, method, num_classes, num_frames, config)
+
+
+def create_on(
+    backbone: Backbone,
+    img_size: int,
+    method: str,
+    num_classes: int,
+    num_frames: int,
+    config: MethodConfig,
+) -> VideoModel:
+    """The model before its training: `build_on`, with the options that depend on the backbone."""
+    if config.pretrained_lr_scale is None:
+        clip = "clip" in backbone.config.name or backbone.config.source == "open_clip"
+        scale = CLIP_LR_SCALE if clip and method == "full_finetune" else 1.0
+        config = config.model_copy(update={"pretrained_lr_scale": scale})
+    return build_on(backbone, img_size, method, num_classes, num_frames, config)
+
+
+def build_on(
+    backbone: Backbone,
+    img_size: int,
+    method: str,
+    num_classes: int,
+    num_frames: int,
+    config: MethodConfig,
+) -> VideoModel:
+    """`build_method`, and what its input has to be: `model.backbone` and `model.img_size`."""
+    model = build_method(method, backbone.vit, num_classes, num_frames, config)
+    model.backbone, model.img_size = backbone, img_size
+    for vit in (backbone.vit, model.vit):
+        vit.vidpipe_method = method  # type: ignore[assignment]
+    return model
+
+
+def method_config(method: str, options: dict[str, Any]) -> MethodConfig:
+    """`options` checked by the schema of `method`. Raises VidpipeError with the nearest valid name."""
+    if method not in METHODS:
+        raise VidpipeError(f"method {method!r}: no such method{nearest(method, METHODS)}")
+    try:
+        return METHODS[method].Config.model_validate(options)
+    except ValidationError as error:
+        raise VidpipeError(explain(error, METHODS[method].Config, method)) from None
+
+
+def _refuse_second_method(module: nn.Module) -> None:
+    name = (
+        module.name if isinstance(module, VideoModel) else getattr(module, "vidpipe_method", None)
+    )
+    if name is not None:
+        raise VidpipeError(
+            f"backbone: it has the method {name} already, and a second one would train on top of its "
+            "parts; give the image model itself"
+        )
+
+
+def _refuse_impossible(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise VidpipeError(f"{name}: {value!r}, expected a whole number of at least 1")
