@@ -323,7 +323,7 @@ from vidpipe.export.programs import Classifier
 logits = Classifier(load_package(Path({str(tmp_path)!r})))(clips)
 """
     program = f"logits = torch.export.load({str(tmp_path / 'model.pt2')!r}).module()(clips)"
-    orchestration = "ray mlflow dvc typer rich ruamel psutil pebble pipeline"
+    orchestration = "ray mlflow dvc typer rich ruamel psutil pipeline"
     media = "decord av simplejpeg fsspec pandas pyarrow matplotlib torchmetrics open_clip PIL.Image"
     models = "vidpipe timm pydantic safetensors torchvision"
     for code, missing in (

@@ -196,7 +196,8 @@ def hang_or_crash(source: Path, config: ExtractConfig) -> Extracted:
 def test_a_hanging_and_a_crashing_decoder_cost_one_video_each(
     videos: DataConfig, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Ray's workers import this file
+    # Ray's workers import this file.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), os.pathsep)
     config = SMALL.model_copy(
         update={"timeout_s": 8.0, "ray_address": "local" if where == "ray" else None}
     )

@@ -35,7 +35,6 @@ from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.evaluate import Evaluator
 from vidpipe.evaluation.evaluate import predict as evaluate
 from vidpipe.inference import fetch, segments
-from vidpipe.inference.guard import Guards
 from vidpipe.inference.segments import Request
 from vidpipe.trained import predictor
 from vidpipe.trained.package import open_model
@@ -358,7 +357,7 @@ def test_a_decoder_that_hangs_or_dies_costs_its_video(
 def test_results_nobody_waits_for_do_not_come_with_the_next_video(
     folder: Path, videos: Path
 ) -> None:
-    with Guards(Request(EXTRACT, (UNIFORM,), 1, 0.2), 1) as guards:
+    with segments.decoders(Request(EXTRACT, (UNIFORM,), 1, 0.2)) as guards:
         first = guards.run([str(videos / "good0.mp4")])
         next(first)
         first.close()

@@ -5,17 +5,14 @@ A decoder runs in a process of its own. One that hangs or dies costs its video a
 
 from __future__ import annotations
 
-import concurrent.futures as futures
-import multiprocessing
 import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from pebble import ProcessExpired, ProcessPool
 
 from pipeline.infra.console import console, progress
 from vidpipe.config.identity import config_hash
@@ -23,15 +20,15 @@ from vidpipe.data.config import DataConfig
 from vidpipe.data.layouts import Item, list_items, resolve_inside
 from vidpipe.errors import VidpipeError
 from vidpipe.files import disk_errors_named
+from vidpipe.inference.guard import Event, Guards
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one, quarantined
+from vidpipe.video.quarantine import QuarantineError
 from vidpipe.video.store import read_manifest
 from vidpipe.video.writer import StoreWriter
 
 Task = tuple[int, Path]
 Work = Callable[[Path, ExtractConfig], Extracted]
-# Not forked: this process has threads, and a fork may copy a lock that one of them holds.
-CONTEXT = multiprocessing.get_context("spawn")
 
 
 def run(
@@ -125,51 +122,39 @@ def _decode(
         )
 
 
+def _guarded(config: ExtractConfig, work: Work, workers: int) -> Guards[Task, Extracted]:
+    return Guards(partial(_extracted, config, work), config.timeout_s, workers)
+
+
+def _extracted(config: ExtractConfig, work: Work, task: Task) -> Iterator[Extracted]:
+    yield work(task[1], config)
+
+
 def decode_here(
     tasks: Iterable[Task], config: ExtractConfig, work: Work, workers: int
 ) -> Iterator[tuple[int, Extracted]]:
     """Results as they come, from `workers` processes of this machine."""
-    queue = iter(tasks)
-    waiting: dict[futures.Future[Extracted], int] = {}
-    with ProcessPool(max_workers=workers, context=CONTEXT) as pool:
-        while True:
-            # A few more than there are workers, so that none waits and none of 240,000 futures piles up.
-            while len(waiting) < 2 * workers and (task := next(queue, None)) is not None:
-                index, source = task
-                future: futures.Future[Extracted] = pool.schedule(
-                    work, args=[source, config], timeout=config.timeout_s
-                )
-                waiting[future] = index
-            if not waiting:
-                return
-            done, _ = futures.wait(waiting, return_when=futures.FIRST_COMPLETED)
-            for future in done:
-                yield waiting.pop(future), _outcome(future, config)
+    with _guarded(config, work, workers) as guards:
+        yield from _outcomes(guards.run(tasks))
 
 
-def _outcome(future: futures.Future[Extracted], config: ExtractConfig) -> Extracted:
-    try:
-        return future.result()
-    except futures.TimeoutError:
-        return quarantined("timeout", f"longer than extract.timeout_s {config.timeout_s:g}")
-    except ProcessExpired as error:
-        return quarantined("crashed", f"the decoder's process died: {error}")
-    except MemoryError:
-        return quarantined("crashed", "the decoder ran out of memory")
+def _outcomes(events: Iterable[Event[Task, Extracted]]) -> Iterator[tuple[int, Extracted]]:
+    for event in events:
+        if isinstance(event.result, QuarantineError):
+            yield event.task[0], quarantined(event.result.reason, event.result.detail)
+        elif event.result is not None:
+            yield event.task[0], event.result
 
 
 class OneDecoder:
     """What each worker of a cluster holds: one guarded process, as on a single machine."""
 
     def __init__(self, config: ExtractConfig, work: Work) -> None:
-        self.config, self.work = config, work
-        self.pool = ProcessPool(max_workers=1, context=CONTEXT)
+        self.guards = _guarded(config, work, 1)
 
     def __call__(self, task: Task) -> tuple[int, Extracted]:
-        index, source = task
-        timeout = self.config.timeout_s
-        future = self.pool.schedule(self.work, args=[source, self.config], timeout=timeout)
-        return index, _outcome(future, self.config)
+        (result,) = _outcomes(self.guards.run([task]))
+        return result
 
 
 def _unique_ids(items: list[Item]) -> list[str]:

@@ -111,7 +111,7 @@ def _free_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def build(opened: Opened, guards: Guards) -> tuple[Any, dict[str, Any]]:
+def build(opened: Opened, guards: Guards[str, Segment]) -> tuple[Any, dict[str, Any]]:
     """The page (a Gradio Blocks), and how it looks: arguments of its `launch`."""
     try:
         import gradio as gr
@@ -177,7 +177,7 @@ def build(opened: Opened, guards: Guards) -> tuple[Any, dict[str, Any]]:
     return page, {"theme": theme, "css": CSS}
 
 
-def decode(path: Path, guards: Guards) -> Segment:
+def decode(path: Path, guards: Guards[str, Segment]) -> Segment:
     """The whole clip as one segment. Raises QuarantineError."""
     for event in guards.run([str(path)]):
         if isinstance(event.result, QuarantineError):

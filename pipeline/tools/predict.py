@@ -19,8 +19,8 @@ from pipeline.infra.console import console
 from pipeline.tools.prediction_inputs import sources
 from pipeline.tools.prediction_writers import SCHEMA, Writer, as_row, writer
 from vidpipe.errors import VidpipeError
-from vidpipe.inference.guard import Guards, Work
-from vidpipe.inference.segments import Request, segments
+from vidpipe.inference.guard import Guards
+from vidpipe.inference.segments import Request, Segment, Work, decoders, segments
 from vidpipe.inference.stream import predictions
 from vidpipe.params import load_params
 from vidpipe.trained.adapter import FRAMES
@@ -90,7 +90,7 @@ class Opened:
     predictor: Predictor
     extract: ExtractConfig
 
-    def rows(self, inputs: Iterable[str], guards: Guards, top: int) -> Rows:
+    def rows(self, inputs: Iterable[str], guards: Guards[str, Segment], top: int) -> Rows:
         """Rows of SCHEMA as they come."""
         windows = self.job.window_s is not None
         batch = GPU_BATCH if self.predictor.device.type == "cuda" else 1
@@ -113,7 +113,7 @@ class Decoders(ExitStack):
             job.step_s,
             Path(scratch),
         )
-        self.guards = self.enter_context(Guards(request, job.workers, work))
+        self.guards = self.enter_context(decoders(request, job.workers, work))
 
 
 def run(

@@ -1,7 +1,7 @@
-"""Decoding untrusted files in processes of their own, segment by segment.
+"""Decoding untrusted files in processes of their own: of `extract`, `predict` and the demo page.
 
-A decoder that hangs or dies costs its video and is replaced. Results travel through a pipe that holds
-a few frames: a decoder that is ahead of the model waits, whatever the length of its video.
+A decoder that hangs or dies costs its file and is replaced. Results of a file come one by one through
+a pipe that holds a few: a decoder that is ahead of its reader waits, whatever the length of its video.
 """
 
 from __future__ import annotations
@@ -12,36 +12,42 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-from vidpipe.inference.segments import Request, Segment, segments
 from vidpipe.video.quarantine import QuarantineError
 
-Work = Callable[[str, Request], Iterator[Segment]]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 # Not forked: this process has threads, and a fork may copy a lock that one of them holds.
 CONTEXT = multiprocessing.get_context("spawn")
 
 START_S = 120
-"""A process may take to start; only then does a video's own time run."""
+"""A process may take to start; only then does a file's own time run."""
 
 
-class Event(NamedTuple):
+class Event(NamedTuple, Generic[Task, Result]):
     number: int
-    """Of the source in the order given, from 0."""
-    source: str
-    result: Segment | QuarantineError | None
-    """None: that was the whole video; an error: there will be no more of it."""
+    """Of the task in the order given, from 0."""
+    task: Task
+    result: Result | QuarantineError | None
+    """None: that was the whole file; an error: there will be no more of it."""
 
 
-class Guards:
-    """`workers` decoding processes; a context manager. Each takes one video after another."""
+class Guards(Generic[Task, Result]):
+    """`workers` decoding processes; a context manager. Each takes one file after another.
 
-    def __init__(self, request: Request, workers: int = 1, work: Work = segments) -> None:
-        self.timeout_s = request.extract.timeout_s
-        self._new = lambda: _Decoder(request, work)
+    `work` gives the results of a task, one by one; tasks, results and `work` are pickled. A
+    QuarantineError that it raises ends its file; so does any other exception (`undecodable`).
+    """
+
+    def __init__(
+        self, work: Callable[[Task], Iterator[Result]], timeout_s: float, workers: int = 1
+    ) -> None:
+        self.timeout_s = timeout_s
+        self._new: Callable[[], _Decoder[Task, Result]] = lambda: _Decoder(work)
         self._decoders = [self._new() for _ in range(workers)]
 
-    def __enter__(self) -> Guards:
+    def __enter__(self) -> Guards[Task, Result]:
         return self
 
     def __exit__(
@@ -56,20 +62,20 @@ class Guards:
         for decoder in self._decoders:
             decoder.kill()
 
-    def run(self, sources: Iterable[str]) -> Iterator[Event]:
-        """Segments of each video in order, those of several videos mixed; then its end.
+    def run(self, tasks: Iterable[Task]) -> Iterator[Event[Task, Result]]:
+        """Results of each task in order, those of several tasks mixed; then its end.
 
-        `sources` is read as decoders become free. A video that gives nothing for
-        `extract.timeout_s` ends with reason `timeout`, one whose decoder dies with `crashed`.
+        `tasks` is read as decoders become free. One that gives nothing for `timeout_s` ends with
+        reason `timeout`, one whose decoder dies with `crashed`.
         """
-        queue = enumerate(sources)
-        busy: dict[Connection, _Decoder] = {}
+        queue = enumerate(tasks)
+        busy: dict[Connection, _Decoder[Task, Result]] = {}
         try:
             while True:
                 self._decoders = [d if d.alive else self._new() for d in self._decoders]
                 idle = [d for d in self._decoders if d.pipe not in busy]
-                for decoder, job in zip(idle, queue, strict=False):
-                    decoder.start(*job, self.timeout_s)
+                for decoder, (number, task) in zip(idle, queue, strict=False):
+                    decoder.start(number, task, self.timeout_s)
                     busy[decoder.pipe] = decoder
                 if not busy:
                     return
@@ -78,12 +84,14 @@ class Guards:
             for decoder in busy.values():  # nobody will read what they still have to say
                 decoder.kill()
 
-    def _next(self, busy: dict[Connection, _Decoder]) -> Iterator[Event]:
+    def _next(
+        self, busy: dict[Connection, _Decoder[Task, Result]]
+    ) -> Iterator[Event[Task, Result]]:
         """At least one event unless a wait ran out early; who is done leaves `busy`."""
         first = min(decoder.deadline for decoder in busy.values())
         ready = set(wait(list(busy), timeout=max(0.0, first - time.monotonic())))
         for pipe, decoder in list(busy.items()):
-            result: Segment | QuarantineError | None
+            result: Result | QuarantineError | None
             if pipe in ready:
                 result = decoder.receive()
                 decoder.deadline = time.monotonic() + self.timeout_s
@@ -96,31 +104,33 @@ class Guards:
                 result = QuarantineError("timeout", detail)
             else:
                 continue
-            if not isinstance(result, Segment):
+            assert decoder.job is not None
+            if result is None or isinstance(result, QuarantineError):
                 del busy[pipe]
-            yield Event(decoder.number, decoder.source, result)
+            yield Event(*decoder.job, result)
 
 
-class _Decoder:
-    def __init__(self, request: Request, work: Work) -> None:
+class _Decoder(Generic[Task, Result]):
+    def __init__(self, work: Callable[[Task], Iterator[Result]]) -> None:
         self.pipe, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=_serve, args=(theirs, request, work), daemon=True)
+        self.process = CONTEXT.Process(target=_serve, args=(theirs, work), daemon=True)
         self.process.start()
         theirs.close()  # so that a dead process is the end of the pipe
         self.alive, self.ready = True, False
-        self.number, self.source, self.deadline = -1, "", 0.0
+        self.job: tuple[int, Task] | None = None
+        self.deadline = 0.0
 
-    def start(self, number: int, source: str, timeout_s: float) -> None:
-        self.number, self.source = number, source
+    def start(self, number: int, task: Task, timeout_s: float) -> None:
+        self.job = number, task
         self.deadline = time.monotonic() + (timeout_s if self.ready else START_S)
         try:
-            self.pipe.send(source)
+            self.pipe.send(task)
         except OSError:  # it died while it was idle; receive() will say so
             return
 
-    def receive(self) -> Segment | QuarantineError | None:
+    def receive(self) -> Result | QuarantineError | None:
         try:
-            result: Segment | QuarantineError | None = self.pipe.recv()
+            result: Result | QuarantineError | None = self.pipe.recv()
             return result
         except (EOFError, OSError):
             self.process.join(5)
@@ -135,19 +145,19 @@ class _Decoder:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, request: Request, work: Work) -> None:
+def _serve(pipe: Connection, work: Callable[[Task], Iterator[Result]]) -> None:
     """The decoding process: until its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
     pipe.send(None)  # ready
     while True:
         try:
-            source = pipe.recv()
+            task = pipe.recv()
         except (EOFError, OSError):
             return
         end: QuarantineError | None = None
         try:
-            for segment in work(source, request):
-                pipe.send(segment)
+            for result in work(task):
+                pipe.send(result)
         except QuarantineError as error:
             end = error
         except BrokenPipeError:

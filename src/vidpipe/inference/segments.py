@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from vidpipe.data.config import SamplingConfig
 from vidpipe.data.sampling import Indices, test_indices
 from vidpipe.inference.fetch import is_url, local_copy
+from vidpipe.inference.guard import Guards
 from vidpipe.video.canonical import Frame
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.decode import decode
@@ -55,6 +57,10 @@ class Segment(NamedTuple):
     """For each sampling, (clips, T) indices into `frames`."""
 
 
+class Work(Protocol):
+    def __call__(self, source: str, request: Request) -> Iterator[Segment]: ...
+
+
 def segments(source: str, request: Request) -> Iterator[Segment]:
     """The segments of a local file or URL, in order; together they cover it.
 
@@ -67,6 +73,11 @@ def segments(source: str, request: Request) -> Iterator[Segment]:
             yield from _of_file(path, request)
     else:
         yield from _of_file(Path(source), request)
+
+
+def decoders(request: Request, workers: int = 1, work: Work = segments) -> Guards[str, Segment]:
+    """Processes that give the segments of files and URLs. `work` stands for other decoders, in tests."""
+    return Guards(partial(work, request=request), request.extract.timeout_s, workers)
 
 
 def _of_file(path: Path, request: Request) -> Iterator[Segment]:

@@ -50,7 +50,12 @@ class _Sums:
 
 
 def predictions(
-    sources: Iterable[str], guards: Guards, predictor: Predictor, *, windows: bool, batch: int = 1
+    sources: Iterable[str],
+    guards: Guards[str, Segment],
+    predictor: Predictor,
+    *,
+    windows: bool,
+    batch: int = 1,
 ) -> Iterator[Prediction]:
     """Predictions as they come. With `windows`, each segment's, then the video's: their mean.
 
@@ -58,7 +63,7 @@ def predictions(
     be damaged after some of its segments has those, a row with the reason, and no mean.
     """
     open_videos: dict[int, _Sums] = {}
-    waiting: list[Event] = []
+    waiting: list[Event[str, Segment]] = []
     ready = 0
     for event in guards.run(sources):
         waiting.append(event)
@@ -71,7 +76,10 @@ def predictions(
 
 
 def _predict(
-    events: Sequence[Event], predictor: Predictor, videos: dict[int, _Sums], windows: bool
+    events: Sequence[Event[str, Segment]],
+    predictor: Predictor,
+    videos: dict[int, _Sums],
+    windows: bool,
 ) -> Iterator[Prediction]:
     segments = [event.result for event in events if isinstance(event.result, Segment)]
     results = iter(predictor(segments) if segments else [])
@@ -85,15 +93,15 @@ def _predict(
                 sums.probabilities[model] = sums.probabilities.get(model, 0) + p
             if windows:
                 span = (event.result.start_s, event.result.end_s)
-                yield from _rows(event.source, found, predictor, "segment", *span)
+                yield from _rows(event.task, found, predictor, "segment", *span)
             continue
         del videos[event.number]
         if event.result is None:
             means = {model: p / sums.count for model, p in sums.probabilities.items()}
-            yield from _rows(event.source, means, predictor, "video", 0.0, sums.end_s)
+            yield from _rows(event.task, means, predictor, "video", 0.0, sums.end_s)
         else:
             detail = " ".join(event.result.detail.split())[:500]
-            yield Prediction(event.source, reason=event.result.reason, detail=detail)
+            yield Prediction(event.task, reason=event.result.reason, detail=detail)
 
 
 def _rows(

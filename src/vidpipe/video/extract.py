@@ -37,6 +37,8 @@ def extract_one(source: Path, config: ExtractConfig) -> Extracted:
             raise QuarantineError("too_short", detail)
     except QuarantineError as error:
         return quarantined(error.reason, error.detail, digest, size)
+    except MemoryError:
+        return quarantined("crashed", "the decoder ran out of memory", digest, size)
     except Exception as error:
         # Whatever else a hostile file provokes is still this file's problem, not the run's.
         return quarantined("undecodable", f"{type(error).__name__}: {error}", digest, size)
