@@ -20,9 +20,9 @@ from vidpipe.data.config import DataConfig
 from vidpipe.data.layouts import Item, list_items, resolve_inside
 from vidpipe.errors import VidpipeError
 from vidpipe.files import disk_errors_named
-from vidpipe.inference.guard import Event, Guards
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one, quarantined
+from vidpipe.video.guard import Event, Guards
 from vidpipe.video.quarantine import QuarantineError
 from vidpipe.video.store import read_manifest
 from vidpipe.video.writer import StoreWriter

@@ -26,8 +26,8 @@ from torchvision.utils import make_grid
 from pipeline.infra.console import console
 from pipeline.tools.predict import Decoders, Job, Opened
 from vidpipe.errors import VidpipeError
-from vidpipe.inference.guard import Guards
 from vidpipe.inference.segments import Segment
+from vidpipe.video.guard import Guards
 from vidpipe.video.quarantine import QuarantineError
 
 ADDRESS = "127.0.0.1"

@@ -19,13 +19,13 @@ from pipeline.infra.console import console
 from pipeline.tools.prediction_inputs import sources
 from pipeline.tools.prediction_writers import SCHEMA, Writer, as_row, writer
 from vidpipe.errors import VidpipeError
-from vidpipe.inference.guard import Guards
 from vidpipe.inference.segments import Request, Segment, Work, decoders, segments
 from vidpipe.inference.stream import predictions
 from vidpipe.params import load_params
 from vidpipe.trained.adapter import FRAMES
 from vidpipe.trained.predictor import Predictor, frames_of, open_models, predict_extract
 from vidpipe.video.config import ExtractConfig
+from vidpipe.video.guard import Guards
 
 Rows = Generator[dict[str, Any], None, None]
 FORMATS = ("table", "jsonl", "parquet")

@@ -1,7 +1,7 @@
 """A raw video -> the frames that models are to see of each of its segments, in bounded memory.
 
 The frames are those of extraction (`video.decode`), the indices those of evaluation
-(`data.sampling.test_indices`). Runs in a process of its own (`inference.guard`); no torch.
+(`data.sampling.test_indices`). Runs in a process of its own (`video.guard`); no torch.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from vidpipe.data.config import SamplingConfig
 from vidpipe.data.sampling import Indices, test_indices
 from vidpipe.inference.fetch import is_url, local_copy
-from vidpipe.inference.guard import Guards
 from vidpipe.video.canonical import Frame
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.decode import decode
+from vidpipe.video.guard import Guards
 from vidpipe.video.probe import check_size
 from vidpipe.video.quarantine import QuarantineError
 

@@ -8,8 +8,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from vidpipe.inference.guard import Event, Guards
 from vidpipe.inference.segments import Segment
+from vidpipe.video.guard import Event, Guards
 
 
 class Predictor(Protocol):
