@@ -13,7 +13,7 @@ from timm.layers import QuickGELU
 from timm.models import VisionTransformer, register_model
 from torch import Tensor, nn
 
-from pipeline.cli import app as cli
+import pipeline.cli.app as cli
 from vidpipe.interop import build_from_reference
 from vidpipe.interop.reference import translate
 from vidpipe.trained.adapter import load_adapter

@@ -6,39 +6,67 @@ Nothing heavy is imported at the top: `vidpipe --help` must answer at once.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 
 import typer
 
-from pipeline.cli import configuration, data, stages, trained, weights
+from pipeline.cli.configuration import methods, params, profile, recipes
+from pipeline.cli.data import show, stats
+from pipeline.cli.options import with_options
+from pipeline.cli.stages import evaluate, export, extract, report, run, synth, train
+from pipeline.cli.trained import compare, demo, explain, predict, splits
 from pipeline.cli.tune import tune
+from pipeline.cli.weights import fetch_weights, import_checkpoint
 
-app = typer.Typer(
-    help="Turn a frozen image transformer into a video action classifier.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+Commands = Mapping[str, Callable[..., None]]
+STAGES: Commands = {
+    "synth": synth,
+    "extract": extract,
+    "train": train,
+    "evaluate": evaluate,
+    "export": export,
+    "report": report,
+    "run": run,
+}
+BEFORE: Commands = {
+    "params": params,
+    "methods": methods,
+    "recipes": recipes,
+    "profile": profile,
+    "tune": tune,
+}
+AFTER: Commands = {
+    "compare": compare,
+    "splits": splits,
+    "explain": explain,
+    "predict": predict,
+    "demo": demo,
+}
+WEIGHTS: Commands = {
+    "fetch-weights": fetch_weights,
+    "import-checkpoint": import_checkpoint,
+}
 
-app.add_typer(data.app, name="data")
-app.command()(tune)
-app.command()(trained.compare)
-app.command()(trained.splits)
-app.command()(trained.predict)
-app.command()(trained.demo)
-app.command()(trained.explain)
-app.command()(stages.synth)
-app.command()(stages.extract)
-app.command()(stages.train)
-app.command()(stages.evaluate)
-app.command()(stages.export)
-app.command()(stages.report)
-app.command()(stages.run)
-app.command()(configuration.profile)
-app.command(name="params")(configuration.show_params)
-app.command()(configuration.methods)
-app.command()(configuration.recipes)
-app.command(name="fetch-weights")(weights.fetch_weights)
-app.command(name="import-checkpoint")(weights.import_released)
+
+def _group(text: str) -> typer.Typer:
+    return typer.Typer(
+        help=text, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False
+    )
+
+
+def _add(group: typer.Typer, commands: Commands, panel: str | None = None) -> None:
+    for name, command in commands.items():
+        group.command(name, rich_help_panel=panel)(with_options(command))
+
+
+app = _group("Turn a frozen image transformer into a video action classifier.")
+_add(app, STAGES, "Stages, in their order")
+_add(app, BEFORE, "Before a training")
+_add(app, AFTER, "With trained models")
+_add(app, WEIGHTS, "Weights of others")
+data_group = _group("Look at the extracted data.")
+_add(data_group, {"stats": stats, "show": show})
+app.add_typer(data_group, name="data", rich_help_panel="Before a training")
 
 
 def main() -> None:

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import (
-    HERE,
-    PARAMS,
-    Out,
-    ParamsFile,
-    Recipe,
-    Set,
-    read_params,
-    workspace,
-)
-
-app = typer.Typer(help="Look at the extracted data.", no_args_is_help=True)
+from pipeline.cli.options import ClassName, Out, Run, WhichClips
 
 
-@app.command()
 def stats(
+    *,
     json: Annotated[bool, typer.Option("--json", help="Print JSON; write no file.")] = False,
-    out: Out = HERE,
+    out: Out = Path(),
 ) -> None:
     """Clips a class and split, balance, durations, sizes, bytes, and what was quarantined."""
+    from pipeline.infra.workspace import Workspace
     from pipeline.tools import data as tool
 
-    tool.stats(workspace(out), json)
+    tool.stats(Workspace(out), json)
 
 
-@app.command()
 def show(
+    *,
     clips: Annotated[int, typer.Option(min=1, max=200, help="How many clips.")] = 8,
     split: Annotated[str, typer.Option(help="train, augmented; or val, the test views.")] = "train",
-    class_name: Annotated[str | None, typer.Option("--class", help="Clips of one class.")] = None,
+    class_name: ClassName = None,
     epoch: Annotated[int, typer.Option(min=0, help="train: another epoch's augmentation.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Which clips.")] = 0,
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    set: Set = None,
-    out: Out = HERE,
+    seed: WhichClips = 0,
+    given: Run,
 ) -> None:
     """Draw clips as the model gets them: frames, crops and augmentation, but for normalisation."""
     from pipeline.tools import data as tool
+    from vidpipe.errors import VidpipeError
 
+    if split not in ("train", "val"):
+        raise VidpipeError(f"--split {split}: expected train or val")
     path = tool.show(
-        read_params(params, recipe, None, set),
-        workspace(out),
+        given.read(),
+        given.workspace,
         clips=clips,
         split=split,
         class_name=class_name,

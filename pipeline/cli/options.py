@@ -1,9 +1,18 @@
-"""Options that several commands share, and what they resolve to. Nothing heavy is imported here."""
+"""Options that several commands share, declared once, and what they resolve to. Nothing heavy on top.
+
+A command names a dataclass of this file as the type of a parameter; `with_options` turns its fields
+into options of the command line and hands the command one object.
+"""
 
 from __future__ import annotations
 
+import inspect
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -11,14 +20,6 @@ if TYPE_CHECKING:
     from pipeline.infra.workspace import Workspace
     from vidpipe.params import Params
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="The parameters file.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a value: train.epochs=5. Repeatable.")
-]
-Recipe = Annotated[
-    str | None, typer.Option(help="Overlay from pipeline/recipes, or a path to a YAML file.")
-]
-DataRoot = Annotated[str | None, typer.Option(help="Folder of the videos (data.root).")]
 Method = Annotated[
     str | None,
     typer.Option(
@@ -26,60 +27,117 @@ Method = Annotated[
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder that holds data/, models/ and results/.")]
-
-PARAMS, HERE = Path("params.yaml"), Path()
-
-
-def read_params(
-    file: Path, recipe: str | None, data_root: str | None, overrides: list[str] | None
-) -> Params:
-    from vidpipe.params import load_params
-
-    return load_params(file, overlays(recipe, data_root, overrides))
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ClassName = Annotated[str | None, typer.Option("--class", help="Clips of one class.")]
+WhichClips = Annotated[int, typer.Option(min=0, help="Which clips.")]
 
 
-def overlays(
-    recipe: str | None, data_root: str | None, overrides: list[str] | None
-) -> list[dict[str, Any]]:
-    """What goes over the parameters file, in this order."""
-    from pipeline.infra.recipes import read_recipe
-    from vidpipe.config.overlay import parse_override
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """A parameters file and what is laid over it: the options of every command that reads parameters."""
 
-    found = [read_recipe(recipe)] if recipe else []
-    if data_root is not None:
-        found.append({"data": {"root": data_root}})
-    return found + [parse_override(text) for text in overrides or []]
+    params: Annotated[Path, typer.Option("--params", help="The parameters file.")] = Path(
+        "params.yaml"
+    )
+    recipe: Annotated[
+        str | None, typer.Option(help="Overlay from pipeline/recipes, or a path to a YAML file.")
+    ] = None
+    data_root: Annotated[str | None, typer.Option(help="Folder of the videos (data.root).")] = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a value: train.epochs=5. Repeatable."),
+    ] = None
+
+    def overlays(self) -> list[dict[str, Any]]:
+        """What goes over the parameters file, in this order."""
+        from pipeline.infra.recipes import read_recipe
+        from vidpipe.config.overlay import parse_override
+
+        found = [read_recipe(self.recipe)] if self.recipe else []
+        if self.data_root is not None:
+            found.append({"data": {"root": self.data_root}})
+        return found + [parse_override(text) for text in self.set or []]
+
+    def read(self) -> Params:
+        """The checked parameters. Raises VidpipeError."""
+        from vidpipe.params import load_params
+
+        return load_params(self.params, self.overlays())
+
+    def choose_method(self, method: str | None, params: Params) -> str:
+        """`method`, or the one that the recipe is for. Raises VidpipeError where it is unclear."""
+        from pipeline.infra.recipes import load_recipe
+        from vidpipe.errors import VidpipeError
+
+        if method is None:
+            found = load_recipe(self.recipe).methods if self.recipe else []
+            if len(found) != 1:
+                count = len(found) or "no"
+                why = (
+                    f"--recipe {self.recipe} has {count} methods" if self.recipe else "no --recipe"
+                )
+                raise VidpipeError(f"--method is missing: {why}; `vidpipe methods` lists them")
+            (method,) = found
+        params.method(method)
+        return method
 
 
-def choose_method(method: str | None, recipe: str | None, params: Params) -> str:
-    """`--method`, or the one method that the recipe is for. Raises VidpipeError where it is unclear."""
-    from pipeline.infra.recipes import load_recipe
-    from vidpipe.errors import VidpipeError
+@dataclass(frozen=True, kw_only=True)
+class Run(Configuration):
+    """A configuration and the folder that its data, models and results lie in."""
 
-    if method is None:
-        found = load_recipe(recipe).methods if recipe else []
-        if len(found) != 1:
-            why = f"--recipe {recipe} has {len(found) or 'no'} methods" if recipe else "no --recipe"
-            raise VidpipeError(f"--method is missing: {why}; `vidpipe methods` lists them")
-        (method,) = found
-    params.method(method)
-    return method
+    out: Out = Path()
 
+    @property
+    def workspace(self) -> Workspace:
+        from pipeline.infra.workspace import Workspace
 
-def warn_of_start(recipe: str | None, params: Params) -> None:
-    """Say it where the published number began with an adapter and this training does not."""
-    from pipeline.infra.console import console
-    from pipeline.infra.recipes import load_recipe
+        return Workspace(self.out)
 
-    start = load_recipe(recipe).starts_from if recipe else None
-    if start is not None and params.train.starts_from is None:
-        console.print(
-            f"warning: the published accuracy of {recipe} starts from the adapter of {start}; "
-            "expect less, or give its folder: --set train.starts_from=FOLDER"
+    def arguments(self, **more: str) -> str:
+        """These options as a shell would take them again, after those of `more`."""
+        given: list[tuple[str, Any]] = [*more.items()]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                values = value if isinstance(value, list) else [value]
+                given += [(field.name, one) for one in values]
+        return shlex.join(
+            text for name, value in given for text in (f"--{name.replace('_', '-')}", str(value))
         )
 
 
-def workspace(out: Path) -> Workspace:
-    from pipeline.infra.workspace import Workspace
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """`command` for Typer: a parameter whose type is a dataclass becomes that class's fields."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    hints = get_type_hints(command, include_extras=True)
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            types = get_type_hints(kind, include_extras=True)
+            options = [
+                inspect.Parameter(
+                    field.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=field.default,
+                    annotation=types[field.name],
+                )
+                for field in fields(kind)
+            ]
+            groups[parameter.name] = kind, [option.name for option in options]
+            parameters += options
+        else:
+            parameters.append(
+                parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
+            )
 
-    return Workspace(out)
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, (kind, names) in groups.items():
+            values[name] = kind(**{each: values.pop(each) for each in names})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run

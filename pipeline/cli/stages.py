@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import (
-    HERE,
-    PARAMS,
-    DataRoot,
-    Method,
-    Out,
-    ParamsFile,
-    Recipe,
-    Set,
-    choose_method,
-    read_params,
-    warn_of_start,
-    workspace,
-)
+from pipeline.cli.options import Method, Out, Run
 
 if TYPE_CHECKING:
     from pipeline.infra.workspace import Workspace
+    from vidpipe.params import Params
 
 
-def synth(params: ParamsFile = PARAMS, set: Set = None, out: Out = HERE) -> None:
+def synth(given: Run) -> None:
     """Render the embedded data set: clips in pairs that are each other's time reversal."""
     from pipeline.stages import synth as stage
 
-    stage.run(read_params(params, None, None, set).synth, workspace(out).synth)
+    stage.run(given.read().synth, given.workspace.synth)
 
 
-def extract(
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    data_root: DataRoot = None,
-    set: Set = None,
-    out: Out = HERE,
-) -> None:
+def extract(given: Run) -> None:
     """Decode and verify videos into the frame store; quarantine what is damaged."""
     from pipeline.stages import extract as stage
     from vidpipe.files import write_json
 
-    resolved, place = read_params(params, recipe, data_root, set), workspace(out)
-    counts = stage.run(resolved.data, resolved.extract, place.store)
-    write_json(place.results / "extract.json", counts)
+    params, workspace = given.read(), given.workspace
+    counts = stage.run(params.data, params.extract, workspace.store)
+    write_json(workspace.results / "extract.json", counts)
 
 
 def train(
+    *,
     method: Method = None,
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    data_root: DataRoot = None,
-    set: Set = None,
-    out: Out = HERE,
+    given: Run,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan, time a few steps, write nothing.")
     ] = False,
@@ -64,100 +43,92 @@ def train(
 
     With --data-root, a frame store that is not there yet is made first.
     """
-    resolved = read_params(params, recipe, data_root, set)
-    method = choose_method(method, recipe, resolved)
-    warn_of_start(recipe, resolved)
+    params, workspace = given.read(), given.workspace
+    method = given.choose_method(method, params)
+    _warn_of_start(given.recipe, params)
     if dry_run:
         from pipeline.tools.dry_run import run as show
 
-        show(resolved, method, workspace(out))
+        show(params, method, workspace)
         return
-    if data_root is not None and resolved.data.store is None and not workspace(out).store.exists():
-        extract(params, recipe, data_root, set, out)
+    if given.data_root is not None and params.data.store is None and not workspace.store.exists():
+        extract(given)
     from pipeline.stages import train as stage
 
-    stage.run(resolved, method, workspace(out))
-    given = [("--method", method), ("--params", params), ("--recipe", recipe)]
-    given += [("--data-root", data_root), *(("--set", text) for text in set or []), ("--out", out)]
-    parts = [str(x) for pair in given if pair[1] not in (None, PARAMS, HERE) for x in pair]
-    typer.echo(f"next: vidpipe evaluate {shlex.join(parts)}", err=True)
+    stage.run(params, method, workspace)
+    typer.echo(f"next: vidpipe evaluate {given.arguments(method=method)}", err=True)
 
 
-def evaluate(
-    method: Method = None,
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    data_root: DataRoot = None,
-    set: Set = None,
-    out: Out = HERE,
-) -> None:
+def _warn_of_start(recipe: str | None, params: Params) -> None:
+    """Say it where the published number began with an adapter and this training does not."""
+    from pipeline.infra.console import console
+    from pipeline.infra.recipes import load_recipe
+
+    start = load_recipe(recipe).starts_from if recipe else None
+    if start is not None and params.train.starts_from is None:
+        console.print(
+            f"warning: the published accuracy of {recipe} starts from the adapter of {start}; "
+            "expect less, or give its folder: --set train.starts_from=FOLDER"
+        )
+
+
+def evaluate(*, method: Method = None, given: Run) -> None:
     """Multi-view accuracy of a trained method on the validation clips."""
-    resolved = read_params(params, recipe, data_root, set)
-    method = choose_method(method, recipe, resolved)
+    params = given.read()
+    method = given.choose_method(method, params)
     from pipeline.stages import evaluate as stage
 
-    for name, value in stage.run(resolved, method, workspace(out)).items():
+    for name, value in stage.run(params, method, given.workspace).items():
         typer.echo(f"{name} {value:.4g}")
 
 
-def export(
-    method: Method = None,
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    data_root: DataRoot = None,
-    set: Set = None,
-    out: Out = HERE,
-) -> None:
+def export(*, method: Method = None, given: Run) -> None:
     """Merge what can be merged, prove it on real clips, and package the model."""
-    resolved = read_params(params, recipe, data_root, set)
-    method = choose_method(method, recipe, resolved)
+    params = given.read()
+    method = given.choose_method(method, params)
     from pipeline.stages import export as stage
 
-    stage.run(resolved, method, workspace(out))
+    stage.run(params, method, given.workspace)
 
 
 def report(
+    *,
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated; default: every method evaluated here.")
     ] = None,
-    out: Out = HERE,
+    out: Out = Path(),
 ) -> None:
     """One table and one picture over all methods."""
+    from pipeline.infra.workspace import Workspace
     from pipeline.stages import report as stage
     from vidpipe.errors import VidpipeError
 
-    place = workspace(out)
-    names = methods.split(",") if methods else _evaluated(place)
+    workspace = Workspace(out)
+    names = methods.split(",") if methods else _evaluated(workspace)
     if not names:
-        raise VidpipeError(f"{place.results}: nothing evaluated yet; run `vidpipe evaluate`")
-    stage.run(names, place)
+        raise VidpipeError(f"{workspace.results}: nothing evaluated yet; run `vidpipe evaluate`")
+    stage.run(names, workspace)
 
 
-def _evaluated(place: Workspace) -> list[str]:
+def _evaluated(workspace: Workspace) -> list[str]:
     from vidpipe.methods.registry import METHODS
 
-    return [name for name in METHODS if place.result(name, "eval.json").exists()]
+    return [name for name in METHODS if workspace.result(name, "eval.json").exists()]
 
 
 def run(
-    methods: Annotated[str, typer.Option(help="Comma-separated methods.")],
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    data_root: DataRoot = None,
-    set: Set = None,
-    out: Out = HERE,
+    *, methods: Annotated[str, typer.Option(help="Comma-separated methods.")], given: Run
 ) -> None:
     """Every stage from extract to report, one after the other, without DVC."""
-    resolved, place = read_params(params, recipe, data_root, set), workspace(out)
-    names = methods.split(",")
+    params, workspace, names = given.read(), given.workspace, methods.split(",")
     for name in names:
-        resolved.method(name)
+        params.method(name)
     from pipeline.stages import evaluate, export, train
     from pipeline.stages import report as report_stage
 
-    extract(params, recipe, data_root, set, out)
+    extract(given)
     for name in names:
-        train.run(resolved, name, place)
-        evaluate.run(resolved, name, place)
-        export.run(resolved, name, place)
-    report_stage.run(names, place)
+        train.run(params, name, workspace)
+        evaluate.run(params, name, workspace)
+        export.run(params, name, workspace)
+    report_stage.run(names, workspace)

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import (
-    HERE,
-    PARAMS,
-    DataRoot,
-    Method,
-    Out,
-    ParamsFile,
-    Recipe,
-    Set,
-    choose_method,
-    read_params,
-    workspace,
-)
+from pipeline.cli.options import ClassName, Method, Run, WhichClips
 
 Models = Annotated[
     list[Path],
@@ -41,8 +29,11 @@ Timeout = Annotated[
     float, typer.Option(min=1, help="Seconds a decoder may be silent before it is replaced.")
 ]
 SpatialCrops = Annotated[int, typer.Option(help="1 (centre) or 3 (along the long side).")]
-Run = "METHOD evaluated here, FOLDER:METHOD of another --out, an evaluation folder, or an MLflow run id"
 TemporalClips = Annotated[int, typer.Option(min=1, help="Clips of a video; dense sampling only.")]
+EVALUATION = (
+    "METHOD evaluated here, FOLDER:METHOD of another --out, an evaluation folder, "
+    "or an MLflow run id"
+)
 
 
 def predict(
@@ -123,9 +114,10 @@ def demo(
 
 
 def explain(
+    *,
     method: Method = None,
     clips: Annotated[int, typer.Option(min=1, max=200, help="How many clips.")] = 4,
-    class_name: Annotated[str | None, typer.Option("--class", help="Clips of one class.")] = None,
+    class_name: ClassName = None,
     split: Annotated[str, typer.Option(help="train or val, seen as in testing.")] = "val",
     grad_cam: Annotated[
         bool, typer.Option("--grad-cam", help="Also Grad-CAM (needs vidpipe[explain]).")
@@ -134,12 +126,8 @@ def explain(
         str | None, typer.Option(help="Grad-CAM of this class; default: the predicted one.")
     ] = None,
     block: Annotated[int, typer.Option(help="Whose attention; -1 is the last block.")] = -1,
-    seed: Annotated[int, typer.Option(min=0, help="Which clips.")] = 0,
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    data_root: DataRoot = None,
-    set: Set = None,
-    out: Out = HERE,
+    seed: WhichClips = 0,
+    given: Run,
 ) -> None:
     """Draw where a trained model looks: spatial and temporal heads, and Grad-CAM."""
     from vidpipe.errors import VidpipeError
@@ -148,36 +136,33 @@ def explain(
         raise VidpipeError(f"--split {split}: expected train or val")
     if target is not None and not grad_cam:
         raise VidpipeError(f"--target {target}: only Grad-CAM has one; add --grad-cam")
-    resolved = read_params(params, recipe, data_root, set)
-    method = choose_method(method, recipe, resolved)
-    options: dict[str, Any] = {
-        **{"clips": clips, "class": class_name, "split": split, "grad_cam": grad_cam},
-        **{"target": target, "block": block, "seed": seed},
-    }
+    params = given.read()
+    method = given.choose_method(method, params)
     from pipeline.tools import explain as tool
 
-    for path in tool.run(resolved, method, workspace(out), options):
+    request = tool.Request(clips, class_name, split, grad_cam, target, block, seed)
+    for path in tool.run(params, method, given.workspace, request):
         typer.echo(str(path))
 
 
 def compare(
-    run_a: Annotated[str, typer.Argument(help=Run)],
+    *,
+    run_a: Annotated[str, typer.Argument(help=EVALUATION)],
     run_b: Annotated[str, typer.Argument(help="As RUN_A.")],
-    params: ParamsFile = PARAMS,
-    out: Out = HERE,
+    given: Run,
 ) -> None:
     """What run B gains over run A on the same clips, overall and by class."""
     from pipeline.tools import compare as tool
 
-    tool.compare(run_a, run_b, params, out)
+    tool.compare(run_a, run_b, lambda: given.read().tracking, given.out)
 
 
 def splits(
-    runs: Annotated[list[str], typer.Argument(help=f"One of each split. {Run}.")],
-    params: ParamsFile = PARAMS,
-    out: Out = HERE,
+    *,
+    runs: Annotated[list[str], typer.Argument(help=f"One of each split. {EVALUATION}.")],
+    given: Run,
 ) -> None:
     """The mean over the splits of UCF101 or HMDB51, each trained and evaluated on its own."""
     from pipeline.tools import compare as tool
 
-    tool.splits(runs, params, out)
+    tool.splits(runs, lambda: given.read().tracking, given.out)

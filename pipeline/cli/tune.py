@@ -6,23 +6,11 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import (
-    HERE,
-    PARAMS,
-    DataRoot,
-    Method,
-    Out,
-    ParamsFile,
-    Recipe,
-    Set,
-    choose_method,
-    overlays,
-    read_params,
-    workspace,
-)
+from pipeline.cli.options import Method, Run
 
 
 def tune(
+    *,
     method: Method = None,
     space: Annotated[
         list[str] | None,
@@ -38,17 +26,12 @@ def tune(
     concurrent: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
     search: Annotated[str, typer.Option(help="random or optuna.")] = "random",
     seed: Annotated[int, typer.Option(help="Of the search; trials use train.seed.")] = 0,
-    params: ParamsFile = PARAMS,
-    recipe: Recipe = None,
-    data_root: DataRoot = None,
-    set: Set = None,
-    out: Out = HERE,
+    given: Run,
 ) -> None:
     """Search parameters of a training with Ray Tune and ASHA; print the best as a command."""
-    resolved = read_params(params, recipe, data_root, set)
-    method = choose_method(method, recipe, resolved)
-    from pipeline.tools import tune as stage
+    method = given.choose_method(method, given.read())
+    from pipeline.tools import tune as tool
 
-    how = stage.Search(trials, max_epochs, concurrent, search, seed)
-    base = overlays(recipe, data_root, set)
-    print(stage.run(params, base, method, space or [], how, workspace(out)))
+    how = tool.Search(trials, max_epochs, concurrent, search, seed)
+    best = tool.run(given.params, given.overlays(), method, space or [], how, given.workspace)
+    typer.echo(best)

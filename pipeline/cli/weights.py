@@ -20,7 +20,7 @@ def fetch_weights(
     typer.echo(fetch(source, name, tag, file))
 
 
-def import_released(
+def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="What the authors' code saved.")],
     method: Annotated[str, typer.Option("--from", help="aim, st_adapter or zeroi2v.")],
     backbone: Annotated[str, typer.Option(help="Model name in the zoo.")],
@@ -45,9 +45,9 @@ def import_released(
     ] = None,
 ) -> None:
     """Turn a checkpoint of the authors' released code into an adapter folder."""
-    from pipeline.tools import import_checkpoint as released
+    from pipeline.tools import import_checkpoint as tool
 
-    found = released.run(
+    found = tool.run(
         file,
         method,
         backbone={"source": source, "name": backbone, "weights": weights},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,3 +30,9 @@ def progress() -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
+
+
+def output(width: int = 130) -> Console:
+    """For results, on standard output. `width` is that of a file or pipe, which has none: eighty
+    columns would cut tables."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False)

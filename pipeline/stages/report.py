@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
+from pipeline.infra.console import output
 from pipeline.infra.html_page import Section, picture, write_page
 from pipeline.infra.workspace import Workspace
 from vidpipe.errors import VidpipeError
@@ -201,5 +200,4 @@ def _print(table: pd.DataFrame, names: dict[str, str], title: str) -> None:
         shown.add_column(names[column], justify="left" if column == "method" else "right")
     for row in _cells(table):
         shown.add_row(*row)
-    # A result, so on standard output; a log file has no width, and eighty columns would cut it.
-    Console(width=None if sys.stdout.isatty() else 150).print(shown)
+    output(width=150).print(shown)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.infra.console import output
 from pipeline.infra.workspace import Workspace
-from vidpipe.config.messages import nearest
+from pipeline.tools.choose_clips import choose_clips
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.stats import class_counts, summarise, usable
-from vidpipe.errors import VidpipeError
 from vidpipe.files import write_json
 from vidpipe.params import Params
 from vidpipe.video.store import FrameStore, Manifest, read_manifest
@@ -45,8 +42,7 @@ def stats(place: Workspace, as_json: bool) -> None:
 
 
 def _print(summary: dict[str, Any], manifest: Manifest) -> None:
-    # A result, so on standard output; a log file has no width, and eighty columns would cut it.
-    console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+    console = output()
     names = sorted(summary["per_class"], key=lambda n: (-sum(summary["per_class"][n].values()), n))
     table = Table("class", title=f"{summary['classes']} classes")
     for column in ("train", "val"):
@@ -106,21 +102,10 @@ def show(
     seed: int,
 ) -> Path:
     """The picture of some clips as the model gets them, but for normalisation."""
-    if split not in ("train", "val"):
-        raise VidpipeError(f"--split {split}: expected train or val")
     store = FrameStore(place.store)
-    if class_name is not None and class_name not in store.classes:
-        raise VidpipeError(
-            f"--class {class_name}: no such class{nearest(class_name, store.classes)}"
-        )
     source = Clips(store, split, store.classes)
-    wanted = np.arange(len(source))
-    if class_name is not None:
-        wanted = np.flatnonzero(source.labels == store.classes.index(class_name))
-        if len(wanted) == 0:
-            raise VidpipeError(f"--class {class_name}: no usable clip of it in split {split}")
-    chosen = np.sort(np.random.default_rng(seed).permutation(wanted)[:clips])
-    rows = [row for i in chosen for row in _strips(resolved, source, split, int(i), epoch)]
+    chosen = choose_clips(source, class_name, clips, seed, split)
+    rows = [row for i in chosen for row in _strips(resolved, source, split, i, epoch)]
     path = place.results / "data" / f"clips-{split}.png"
     what = f"training clips, epoch {epoch}" if split == "train" else "test views"
     sampling = resolved.sampling

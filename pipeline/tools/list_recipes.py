@@ -9,10 +9,10 @@ from functools import cache
 from typing import Any, cast
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from timm.models import VisionTransformer
 
+from pipeline.infra.console import output
 from pipeline.infra.recipes import Dataset, Recipe, list_recipes, load_recipe
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.swin import ImageModel
@@ -193,9 +193,7 @@ def run(as_json: bool) -> None:
         }
         print(json.dumps(document, indent=2))
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a pipe has no width: nothing may be cut off for its sake
-        console = Console(highlight=False, width=180)
+    console = output(width=180)
     table = Table(caption=ASSUMPTION, caption_justify="left", pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     for name in ("data", "backbone", "pre-training"):
