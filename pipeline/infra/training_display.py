@@ -72,7 +72,7 @@ def remaining(info: StepInfo) -> str:
 
 
 def memory_gb() -> float:
-    """The GPU's peak where there is one, else what this process has now."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
+    """The GPU's peak where this process uses one, else what it has now."""
+    if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
+        return peak / 2**30
     return float(psutil.Process().memory_info().rss) / 2**30

@@ -16,6 +16,7 @@ from pipeline.infra.workspace import Workspace, data_hash, folder_hash, open_sto
 from vidpipe.config.identity import config_hash
 from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, ViewSet
+from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import require_same_classes
 from vidpipe.evaluation.evaluate import Evaluator, predict
@@ -35,9 +36,11 @@ from vidpipe.viz.plots import plot_calibration, plot_confusion
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
     use_cpu(params.train.threads)
     config = params.evaluate
+    # Ray's workers have devices of their own; this process then only counts the clips.
+    here = torch.device("cpu") if config.num_workers else choose_device(params.train.use_gpu)
     trained = load_adapter(workspace.adapter(method), params.backbone.weights)
     _check_pairs(params, trained)
-    evaluator = build(params, method, workspace, trained)
+    evaluator = build(params, method, workspace, here, trained)
     # How the work is shared out changes no number.
     decisive = config.model_dump(exclude={"num_workers", "batch_size"})
     adapter = folder_hash(workspace.adapter(method))
@@ -100,9 +103,13 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
 
 
 def build(
-    params: Params, method: str, workspace: Workspace, trained: TrainedModel | None = None
+    params: Params,
+    method: str,
+    workspace: Workspace,
+    device: torch.device,
+    trained: TrainedModel | None = None,
 ) -> Evaluator:
-    """The evaluator of `method`'s adapter on the validation clips, on a GPU where there is one.
+    """The evaluator of `method`'s adapter on the validation clips.
 
     Raises VidpipeError where the adapter's classes are not those of the data.
     """
@@ -118,16 +125,8 @@ def build(
         config.spatial_crops,
     )
     normalisation = (trained.backbone.mean, trained.backbone.std)
-    model = trained.model.to("cuda" if use_gpu(params) else "cpu")
+    model = trained.model.to(device)
     return Evaluator(model, views, normalisation, config.average, config.use_of_time)
-
-
-def use_gpu(params: Params) -> bool:
-    """Raises VidpipeError where `train.use_gpu` is yes and there is none."""
-    wanted, there = params.train.use_gpu, torch.cuda.is_available()
-    if wanted == "yes" and not there:
-        raise VidpipeError("train.use_gpu: yes, but this machine has no usable GPU; set it to auto")
-    return there and wanted != "no"
 
 
 def _on_ray(
@@ -143,12 +142,12 @@ def _on_ray(
         os.chdir(here)  # paths in params are relative to the project
         own = Params.model_validate(values)
         use_cpu(own.train.threads)
-        return build(own, method, Workspace(Path(root)))
+        return build(own, method, Workspace(Path(root)), choose_device(own.train.use_gpu))
 
     def apply(batches: list[range]) -> Iterator[dict[str, Any]]:
         address = where_ray_is()
         workers = params.evaluate.num_workers
-        yield from spread(batches, make, workers, address, "evaluate", use_gpu(params))
+        yield from spread(batches, make, workers, address, "evaluate", params.train.use_gpu)
 
     return apply
 

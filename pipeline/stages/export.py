@@ -19,6 +19,7 @@ from vidpipe.config.identity import config_hash
 from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, ViewSet, view_loader
 from vidpipe.data.model_input import to_input
+from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import require_same_classes
 from vidpipe.export.config import ExportConfig
@@ -38,8 +39,13 @@ from vidpipe.video.store import read_manifest
 
 
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
-    """Merge where possible, prove, package, log and register. Nothing is published unproven."""
+    """Merge where possible, prove, package, log and register. Nothing is published unproven.
+
+    The proof is of the CPU's fp32, whose limits `export.tolerance` has; the latency is measured where
+    `train.use_gpu` says.
+    """
     use_cpu(params.train.threads)
+    device = choose_device(params.train.use_gpu)
     require(params.export.formats)
     adapter = workspace.adapter(method)
     trained = load_adapter(adapter, params.backbone.weights)
@@ -65,8 +71,8 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
             with atomic_folder(package) as folder:
                 for file in candidate.iterdir():
                     file.rename(folder / file.name)
-        normalised = _normalised(trained, clips[:1])
-        ratio = latency_ratio(served.model, _plain(trained), normalised)
+        normalised = _normalised(trained, clips[:1]).to(device)
+        ratio = latency_ratio(served.model.to(device), _plain(trained).to(device), normalised)
         timing = workspace.timing(method)
         speed = {"latency_ratio": ratio}
         write_json(timing, {**(read_json(timing) if timing.exists() else {}), **speed})

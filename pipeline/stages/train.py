@@ -23,6 +23,7 @@ from pipeline.infra.workspace import Workspace, data_hash, open_store, training_
 from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.mixing import PairMixer
+from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
 from vidpipe.params import Params
@@ -42,6 +43,8 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     Raises Interrupted when asked to stop, its state saved.
     """
     use_cpu(params.train.threads)
+    if params.train.num_workers == 0:
+        choose_device(params.train.use_gpu)  # refuses before anything is begun
     store = open_store(workspace, params)
     classes = list(store.classes)
     trained = _seeded_model(params, method, classes)
@@ -240,7 +243,7 @@ def worker(payload: dict[str, Any]) -> None:
         val_set,
         params.train,
         (trained.backbone.mean, trained.backbone.std),
-        device=cluster.device(),
+        device=cluster.device(payload),
         rank=cluster.rank(),
         world_size=cluster.world_size(),
         mixer=PairMixer.of(params.transform, params.train.seed),

@@ -21,7 +21,7 @@ from vidpipe.data.batches import EpochBatches
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet, train_loader, view_loader
 from vidpipe.data.mixing import PairMixer
 from vidpipe.data.model_input import to_input
-from vidpipe.errors import VidpipeError
+from vidpipe.device import choose_device
 from vidpipe.files import read_json
 from vidpipe.params import Params
 from vidpipe.profile import parameters, saved_by_block
@@ -53,13 +53,13 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     """What there is to print, in order. Raises VidpipeError as the training would."""
     train = params.train
     use_cpu(train.threads)
+    device, workers = choose_device(train.use_gpu), max(1, train.num_workers)
     store = open_store(workspace, params)
     torch.manual_seed(train.seed)
     trained = new_model(params, method, list(store.classes))
     train_clips = Clips(store, "train", store.classes, params.subset)
     val_clips = Clips(store, "val", store.classes)
     train_set = TrainSet(train_clips, params.sampling, params.transform, train.seed)
-    device, workers = device_of(train), max(1, train.num_workers)
     batches = epoch_batches(train_set, params)
     epochs = train.epochs if train.steps is None else -(-train.steps // len(batches))
     total = train.epochs * len(batches) if train.steps is None else train.steps
@@ -94,13 +94,6 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
         "time": f"{duration(hours)}: {duration(total * step)} of steps, "
         f"{duration(validations * validation)} of validation",
     }
-
-
-def device_of(train: TrainConfig) -> torch.device:
-    if train.use_gpu == "yes" and not torch.cuda.is_available():
-        raise VidpipeError("train.use_gpu: yes, but torch sees no GPU on this machine")
-    gpu = train.use_gpu != "no" and torch.cuda.is_available()
-    return torch.device("cuda" if gpu else "cpu")
 
 
 def epoch_batches(train_set: TrainSet, params: Params) -> EpochBatches:

@@ -14,6 +14,7 @@ from pipeline.tools.choose_clips import choose_clips, class_index
 from vidpipe.config.identity import config_hash
 from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, ViewSet
+from vidpipe.device import choose_device
 from vidpipe.explain import explain_clip
 from vidpipe.explain.attention import block_index
 from vidpipe.files import atomic_folder
@@ -39,11 +40,13 @@ class Request:
 def run(params: Params, method: str, workspace: Workspace, request: Request) -> list[Path]:
     """A strip and an animated file a clip, in models/METHOD/explanation and in MLflow."""
     use_cpu(params.train.threads)
+    device = choose_device(params.train.use_gpu)
     model_folder = workspace.adapter(method)
     if not model_folder.exists() and workspace.package(method).exists():
         model_folder = workspace.package(method)  # all that a deployed model has
     trained = open_model(model_folder, params.backbone.weights)
     block_index(trained.model, request.block)  # refuses before there is a run
+    trained.model.to(device)
     target = (
         None if request.target is None else class_index(trained.classes, "--target", request.target)
     )

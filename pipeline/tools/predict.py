@@ -18,6 +18,7 @@ import torch
 from pipeline.infra.console import console
 from pipeline.tools.prediction_inputs import sources
 from pipeline.tools.prediction_writers import SCHEMA, Writer, as_row, writer
+from vidpipe.device import UseGpu, choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.inference.segments import Request, Segment, Work, decoders, segments
 from vidpipe.inference.stream import predictions
@@ -64,11 +65,19 @@ class Job:
                 "each video"
             )
 
-    def open(self) -> Opened:
-        """Load the models. Raises VidpipeError for what does not fit together."""
+    @property
+    def use_gpu(self) -> UseGpu:
+        """That of `params`, where they are given; else a GPU where there is one."""
+        return "auto" if self.params is None else load_params(self.params).train.use_gpu
+
+    def open(self, device: torch.device | None = None) -> Opened:
+        """Load the models, onto `device` or where `use_gpu` says.
+
+        Raises VidpipeError for what does not fit together.
+        """
         self.check()
+        device = device or choose_device(self.use_gpu)
         models = open_models(self.folders, self.weights)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         predictor = Predictor(models, self.temporal_clips, self.spatial_crops, device)
         frames: Mapping[str, Any]
         if self.params is not None:
@@ -133,7 +142,7 @@ def run(
     that say why are written all the same.
     """
     form = _format(form, out)
-    opened = job.open()
+    job.check()
     given = sources(inputs)
     many = False
     if ray is None and "-" not in inputs:  # standard input is not read ahead
@@ -141,6 +150,8 @@ def run(
         many = len(head) > ray_above
         given = itertools.chain(head, given)
     address = _address(ray, many)
+    # Ray's workers have devices of their own; this process then only needs the classes.
+    opened = job.open(None if address is None else torch.device("cpu"))
     with ExitStack() as stack:
         if address is None:
             rows = opened.rows(given, stack.enter_context(Decoders(opened, work)).guards, top)
@@ -173,8 +184,8 @@ def _address(ray: str | None, many: bool) -> str | None:
 def _by_ray(job: Job, inputs: Iterable[str], top: int, address: str, work: Work) -> Rows:
     from pipeline.infra.ray.tasks import stream
 
-    gpu = torch.cuda.is_available()
-    yield from stream(inputs, lambda: OneWorker(job, top, work), SCHEMA, job.workers, address, gpu)
+    make, workers = lambda: OneWorker(job, top, work), job.workers
+    yield from stream(inputs, make, SCHEMA, workers, address, job.use_gpu)
 
 
 class OneWorker:

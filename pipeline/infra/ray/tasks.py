@@ -11,6 +11,7 @@ from typing import Any
 
 # Which says what must be said before Ray is imported.
 from pipeline.infra.ray.train import ray
+from vidpipe.device import UseGpu, choose_device
 from vidpipe.errors import VidpipeError
 
 LOSSES = 5
@@ -30,23 +31,26 @@ def spread(
     workers: int,
     address: str,
     section: str,
-    use_gpu: bool = False,
+    use_gpu: UseGpu = "no",
 ) -> Iterator[Any]:
     """Results of `make()(task)` as they come, from `workers` actors of the Ray at `address`.
 
-    `local` starts a Ray of our own. Raises VidpipeError, naming `section` of the params, when there is
+    `local` starts a Ray of our own. Each actor has a GPU of its own where `use_gpu` says so; auto: where
+    the cluster has any. Raises VidpipeError, naming `section` of the params, when there is
     no such Ray, when it is too small, and when actors die and die without a result.
     """
-    unit = "GPU" if use_gpu else "CPU"
     with _ray_at(address, workers, section), _users_errors():
-        have = int(ray.cluster_resources().get(unit, 0))
+        resources = ray.cluster_resources()
+        gpu = choose_device(use_gpu, resources.get("GPU", 0)).type == "cuda"
+        unit = "GPU" if gpu else "CPU"
+        have = int(resources.get(unit, 0))
         if have < workers:
             raise VidpipeError(
                 f"{section}.num_workers: {workers} workers need a {unit} each; the Ray at {address} "
                 f"has {have}"
             )
         actor = ray.remote(_Holder).options(  # type: ignore[attr-defined]
-            num_cpus=1, num_gpus=int(use_gpu), scheduling_strategy="SPREAD"
+            num_cpus=1, num_gpus=int(gpu), scheduling_strategy="SPREAD"
         )
         yield from _share_out(tasks, lambda: actor.remote(make), workers, section)
 
@@ -162,11 +166,12 @@ def stream(
     schema: Any,
     workers: int,
     address: str,
-    gpu: bool,
+    use_gpu: UseGpu,
 ) -> Iterator[dict[str, Any]]:
     """Rows that `make()(some inputs)` gives, as they come, from `workers` actors of Ray Data.
 
-    Rows are of the Arrow `schema`. `local` starts a Ray of our own.
+    Rows are of the Arrow `schema`. `local` starts a Ray of our own. Each actor has a GPU of its own
+    where `use_gpu` says so, and there are no more actors than GPUs then: Ray would wait for them.
     Raises VidpipeError when there is no such Ray.
     """
     import pyarrow as pa
@@ -181,6 +186,9 @@ def stream(
                 yield pa.Table.from_pylist([row], schema=schema)
 
     with _ray_at(address, workers, "--ray"):
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if gpu := choose_device(use_gpu, gpus).type == "cuda":
+            workers = min(workers, gpus)
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         # Many small blocks, so that workers share them out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +25,7 @@ import ray.train.torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from vidpipe.device import choose_device
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.training.config import TrainConfig
 
@@ -39,8 +40,10 @@ def world_size() -> int:
     return int(ray.train.get_context().get_world_size())
 
 
-def device() -> torch.device:
-    """The device Ray gave this worker (its first GPU, or the CPU)."""
+def device(payload: dict[str, Any]) -> torch.device:
+    """This worker's device: of the kind that `train` chose, and of those the GPU that Ray gave it."""
+    if payload["device"] == "cpu":
+        return torch.device("cpu")
     given = ray.train.torch.get_device()
     return given[0] if isinstance(given, list) else given
 
@@ -58,6 +61,7 @@ def where_ray_is() -> str:
 def train(worker: Worker, payload: dict[str, Any], config: TrainConfig, folder: Path) -> None:
     """Run `worker(payload)` on `config.num_workers` workers (0: in this process).
 
+    The payload also says, as `device`, on what kind of device they are to compute.
     `folder` is the run's, for all workers to see; what the worker leaves there is its own, and Ray
     keeps its books in `folder/ray`. Workers that are lost start again `worker_restarts` times, and
     find there what to go on from; a VidpipeError ends the training at once.
@@ -67,11 +71,11 @@ def train(worker: Worker, payload: dict[str, Any], config: TrainConfig, folder: 
     mistake = folder / "error.txt"
     mistake.unlink(missing_ok=True)
     shutil.rmtree(folder / "ray", ignore_errors=True)  # Ray would resume from its own books
-    use_gpu = config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
-    with _cluster(config, use_gpu):
+    with _cluster(config) as chosen:
+        use_gpu = chosen.type == "cuda"
         trainer = ray.train.torch.TorchTrainer(
             _guarded(worker, mistake),
-            train_loop_config=payload,
+            train_loop_config={**payload, "device": chosen.type},
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
                 use_gpu=use_gpu,
@@ -133,9 +137,13 @@ def _as_users_error(error: TrainingFailedError) -> BaseException:
 
 
 @contextmanager
-def _cluster(config: TrainConfig, use_gpu: bool) -> Any:
-    """A running Ray for several workers (RAY_ADDRESS or one of our own); none for local mode."""
+def _cluster(config: TrainConfig) -> Iterator[torch.device]:
+    """A running Ray for several workers (RAY_ADDRESS or one of our own); none for local mode.
+
+    What it gives is the kind of device that the workers compute on.
+    """
     if config.num_workers == 0:
+        chosen = choose_device(config.use_gpu)
         available = psutil.virtual_memory().available / 2**30
         if available < config.memory_gb_per_worker:
             raise VidpipeError(
@@ -143,7 +151,7 @@ def _cluster(config: TrainConfig, use_gpu: bool) -> Any:
                 f"{available:.1f} GB free on this machine; lower it and train.batch_size"
             )
         logging.getLogger("ray.train").setLevel(logging.WARNING)
-        yield
+        yield chosen
         return
     already = ray.is_initialized()
     if not already:
@@ -155,8 +163,9 @@ def _cluster(config: TrainConfig, use_gpu: bool) -> Any:
             logging_level=logging.WARNING,
         )
     try:
-        _refuse_impossible(config, use_gpu)
-        yield
+        chosen = choose_device(config.use_gpu, ray.cluster_resources().get("GPU", 0))
+        _refuse_impossible(config, chosen.type == "cuda")
+        yield chosen
     finally:
         if not already:
             ray.shutdown()

@@ -32,6 +32,7 @@ from vidpipe.config.identity import config_hash
 from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.mixing import PairMixer
+from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.params import TrackingConfig
 from vidpipe.trained.adapter import new_model
@@ -71,8 +72,9 @@ def run_trials(
     nested: NestedRuns,
 ) -> list[Outcome]:
     """All trials, in the order they were made, with Tune's state in `folder` while they run."""
-    with _ray(config, search.concurrent):
-        results = _fit(folder, payload, space, search, config, nested)
+    with _ray(config, search.concurrent) as device:
+        resources = _resources(config, device)
+        results = _fit(folder, {**payload, "device": device.type}, space, search, resources, nested)
         # `result.config` is empty for a trial that failed before a search went on.
         trials = results._experiment_analysis.trials
         of = {trial.trial_id: results[i] for i, trial in enumerate(trials)}
@@ -119,7 +121,7 @@ def trial(payload: Mapping[str, Any], sampled: dict[str, Any]) -> None:
         ViewSet(Clips(store, "val", classes), params.sampling, params.transform),
         params.train,
         (trained.backbone.mean, trained.backbone.std),
-        device=torch.device("cuda" if _use_gpu(params.train) else "cpu"),
+        device=torch.device(payload["device"]),
         mixer=PairMixer.of(params.transform, params.train.seed),
         on_epoch=on_epoch,
     )
@@ -191,12 +193,9 @@ def first_line(error: BaseException | None) -> str:
     return lines[0] if isinstance(error, VidpipeError) else f"{type(error).__name__}: {lines[0]}"
 
 
-def _use_gpu(config: TrainConfig) -> bool:
-    return config.use_gpu == "yes" or (config.use_gpu == "auto" and torch.cuda.is_available())
-
-
-def _resources(config: TrainConfig) -> dict[str, float]:
-    gpu = {"GPU": 1.0} if _use_gpu(config) else {}
+def _resources(config: TrainConfig, device: torch.device) -> dict[str, float]:
+    """Of one trial, in Ray's units."""
+    gpu = {"GPU": 1.0} if device.type == "cuda" else {}
     return {
         "CPU": float(config.cpus_per_worker),
         "memory": config.memory_gb_per_worker * 2**30,
@@ -204,13 +203,18 @@ def _resources(config: TrainConfig) -> dict[str, float]:
 
 
 @contextmanager
-def _ray(config: TrainConfig, concurrent: int) -> Iterator[None]:
-    """RAY_ADDRESS's cluster, or a Ray of our own; refused where the trials do not fit."""
+def _ray(config: TrainConfig, concurrent: int) -> Iterator[torch.device]:
+    """RAY_ADDRESS's cluster, or a Ray of our own; refused where the trials do not fit.
+
+    What it gives is the kind of device that the trials compute on.
+    """
     already = ray.is_initialized()
     if not already:
         ray.init(cluster.where_ray_is(), log_to_driver=False, logging_level=logging.WARNING)
     try:
-        have, need = ray.cluster_resources(), _resources(config)
+        have = ray.cluster_resources()
+        device = choose_device(config.use_gpu, have.get("GPU", 0))
+        need = _resources(config, device)
         fits = min(int(have.get(key, 0) // amount) for key, amount in need.items())
         if fits < concurrent:
             raise VidpipeError(
@@ -218,7 +222,7 @@ def _ray(config: TrainConfig, concurrent: int) -> Iterator[None]:
                 f"{config.memory_gb_per_worker:g} GB{' and a GPU' if 'GPU' in need else ''} "
                 f"(train.cpus_per_worker, memory_gb_per_worker, use_gpu); this cluster holds {fits}"
             )
-        yield
+        yield device
     finally:
         if not already:
             ray.shutdown()
@@ -229,7 +233,7 @@ def _fit(
     payload: dict[str, Any],
     space: Space,
     search: Search,
-    config: TrainConfig,
+    resources: dict[str, float],
     nested: NestedRuns,
 ) -> tune.ResultGrid:
     """A search that was killed goes on from Tune's own state; its trials in flight start anew."""
@@ -247,7 +251,7 @@ def _fit(
     def trainable(config: dict[str, Any]) -> None:
         trial(payload, config)
 
-    bundle = tune.PlacementGroupFactory([_resources(config)])
+    bundle = tune.PlacementGroupFactory([resources])
     work = tune.with_resources(trainable, bundle)
     try:
         if tune.Tuner.can_restore(str(folder)):

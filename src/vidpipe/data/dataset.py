@@ -176,18 +176,26 @@ class Loader:
     """A torch DataLoader whose errors are one line, whichever process they come from.
 
     With `workers`, each decodes ahead up to `prefetch` batches. `keep` leaves them running between
-    iterations: for training, where the decoded clips that they hold are asked for again.
+    iterations: for training, where the decoded clips that they hold are asked for again. `device`: where
+    the batches go; those for a GPU are pinned.
     """
 
     def __init__(
-        self, data: Dataset[Any], *, workers: int, prefetch: int, keep: bool, **batching: Any
+        self,
+        data: Dataset[Any],
+        *,
+        workers: int,
+        prefetch: int,
+        keep: bool,
+        device: torch.device,
+        **batching: Any,
     ) -> None:
         self.loader: DataLoader[dict[str, Any]] = DataLoader(
             data,
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             persistent_workers=keep and workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=device.type == "cuda",
             **batching,
         )
 
@@ -203,12 +211,29 @@ class Loader:
             raise VidpipeError(line.removeprefix("vidpipe.errors.VidpipeError: ")) from error
 
 
-def train_loader(data: TrainSet, batches: EpochBatches, workers: int, prefetch: int = 2) -> Loader:
-    return Loader(data, workers=workers, prefetch=prefetch, keep=True, batch_sampler=batches)
+CPU = torch.device("cpu")
+
+
+def train_loader(
+    data: TrainSet,
+    batches: EpochBatches,
+    workers: int,
+    prefetch: int = 2,
+    device: torch.device = CPU,
+) -> Loader:
+    return Loader(
+        data, workers=workers, prefetch=prefetch, keep=True, device=device, batch_sampler=batches
+    )
 
 
 def view_loader(
-    data: Dataset[dict[str, Any]], batch_size: int, workers: int = 0, prefetch: int = 2
+    data: Dataset[dict[str, Any]],
+    batch_size: int,
+    workers: int = 0,
+    prefetch: int = 2,
+    device: torch.device = CPU,
 ) -> Loader:
     """For a ViewSet or a part of one, in order."""
-    return Loader(data, workers=workers, prefetch=prefetch, keep=False, batch_size=batch_size)
+    return Loader(
+        data, workers=workers, prefetch=prefetch, keep=False, device=device, batch_size=batch_size
+    )

@@ -62,7 +62,10 @@ class TrainConfig(Section):
     )
     cpus_per_worker: int = Field(1, ge=1)
     memory_gb_per_worker: float = Field(2, gt=0, description="refused where not available")
-    use_gpu: Literal["auto", "yes", "no"] = "auto"
+    use_gpu: Literal["auto", "yes", "no"] = Field(
+        "auto",
+        description="also of other commands; auto: where this machine, or Ray's cluster, has one",
+    )
     threads: int = Field(2, ge=1, description="of torch, per process; changes the last bits")
     loader_workers: int = Field(0, ge=0, description="decoding processes per training worker")
     prefetch: int = Field(2, ge=1, description="batches each loader worker keeps ready")

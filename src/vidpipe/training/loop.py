@@ -98,7 +98,8 @@ class Trainer:
             pairs=mixer is not None,
             drop_last=config.drop_last,
         )
-        self.loader = train_loader(train_set, self.batches, config.loader_workers, config.prefetch)
+        workers, prefetch = config.loader_workers, config.prefetch
+        self.loader = train_loader(train_set, self.batches, workers, prefetch, self.device)
         self.total_steps = config.steps or config.epochs * len(self.batches)
         self.epochs = -(-self.total_steps // len(self.batches))
         self.warmup = config.warmup_epochs * len(self.batches)

@@ -32,7 +32,8 @@ def validate(
     own = torch.utils.data.Subset(val_set, range(rank, len(val_set), world_size))
     sums = torch.zeros(3, dtype=torch.float64)
     batch_size = max(1, config.batch_size // world_size)
-    loader = iter(view_loader(own, batch_size, config.loader_workers, config.prefetch))
+    workers, prefetch = config.loader_workers, config.prefetch
+    loader = iter(view_loader(own, batch_size, workers, prefetch, device))
     # Rank 0 has as many batches as any: all take part in as many rounds, and stop in the same one.
     for _ in range(-(-len(range(0, len(val_set), world_size)) // batch_size)):
         batch = next(loader, None)
