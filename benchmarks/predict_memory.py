@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--allowed", type=float, default=30, help="MB that the last half may add")
     parser.add_argument("--ray", action="store_true", help="through Ray Data")
     given = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
     # By its own name, under which other processes can import it, too.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     import predict_memory

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT
+from project import PROJECT
+from without import run_without
 
 from vidpipe.methods.registry import METHODS
 
@@ -36,11 +37,6 @@ def test_the_check_itself_sees_nested_imports() -> None:
 @pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(PROJECT)))
 def test_library_imports_no_orchestration(path) -> None:
     assert not imported(path.read_text(encoding="utf-8")) & FORBIDDEN
-
-
-def run_without(missing: str, code: str) -> subprocess.CompletedProcess[str]:
-    block = f"import sys\nfor name in {missing.split()!r}: sys.modules[name] = None\n"
-    return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True)
 
 
 def test_models_run_where_only_torch_and_timm_are_installed() -> None:

@@ -1,92 +1,12 @@
-"""A project of its own, with tiny parameters, run by the real tools through DVC once a session.
-
-Stages run as commands where the process matters (DVC, Ray), else in this process: each start of the
-command imports PyTorch, MLflow and more, which takes longer than the stage.
-"""
+"""One project for all end-to-end tests, and ways to run commands in it."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-TINY = [
-    "synth.pairs=[horizontal]",
-    "synth.clips_per_class=12",
-    "evaluate.reversed_pairs=[[move_left,move_right]]",
-    "train.epochs=2",
-    "train.warmup_epochs=1",
-    "train.eval_every=1",
-    "train.batch_size=4",
-    "train.threads=1",
-    "train.memory_gb_per_worker=0.5",
-    "export.parity_clips=4",
-]
-
-
-METHODS = ("linear_probe", "zeroi2v")
-OTHERS = ("st_adapter", "aim")
-"""Left out of the project's dvc.yaml: `make demo` runs all, and each stage takes a process."""
-
-
-def environment() -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_TRACKING", "DVC_"))}
-    tools = Path(sys.executable).parent
-    return env | {
-        "PATH": f"{tools}{os.pathsep}{env['PATH']}",
-        "DVC_NO_ANALYTICS": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        **{
-            f"GIT_{who}_{what}": "t@t"
-            for who in ("AUTHOR", "COMMITTER")
-            for what in ("NAME", "EMAIL")
-        },
-    }
-
-
-def run_in(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=1500
-    )
-    if check:
-        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done
-
-
-def copy_project(folder: Path) -> None:
-    """The tracked files as they are in the working tree, as a new git repository."""
-    listed = run_in(PROJECT, "git", "ls-files", "--cached", "--others", "--exclude-standard")
-    for name in listed.stdout.split("\n"):
-        source = PROJECT / name
-        if name and source.is_file() and name != "dvc.lock" and not name.startswith("results/"):
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
-    _without(folder / "dvc.yaml", OTHERS)
-    run_in(folder, "git", "init", "-q", "-b", "main")
-    overrides = [part for text in TINY for part in ("--set", text)]
-    run_in(folder, "vidpipe", "params", "--write", *overrides)
-    run_in(folder, "git", "add", "-A")
-    run_in(folder, "git", "commit", "-qm", "start")
-
-
-def _without(file: Path, methods: tuple[str, ...]) -> None:
-    """dvc.yaml without these methods: in the matrices, the report's dependencies and command."""
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        for method in methods:
-            line = line.replace(f",{method}", "")
-        if not any(line.strip() == f"- {m}" or f"/{m}/" in line for m in methods):
-            kept.append(line)
-    file.write_text("\n".join(kept) + "\n", encoding="utf-8")
+from e2e_project import Run, copy_project, run_in
 
 
 @pytest.fixture

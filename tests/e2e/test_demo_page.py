@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from clips import moving
 from small_models import backbone_file, save_tiny_adapter
-from test_quarantine import write_video
-from test_video import moving
+from videos import write_video
 
 pytestmark = [
     pytest.mark.slow,

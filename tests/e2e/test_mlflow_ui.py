@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from e2e.conftest import environment
+from e2e_project import environment
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PROJECT
-
-from e2e.conftest import METHODS, Run, run_in
+from e2e_project import METHODS, Run, run_in
+from project import PROJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("e2e")]
 

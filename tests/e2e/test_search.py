@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROJECT
-
-from e2e.conftest import Run
+from e2e_project import Run
+from project import PROJECT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.xdist_group("e2e")]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import PROJECT
+from project import HELPERS, PROJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("kills")]
 KILLS = int(os.environ.get("VIDPIPE_KILLS", "4"))
@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
 
 def test_kill_9_of_the_engine_inside_checkpoints_steps_and_validations(tmp_path: Path) -> None:
     """In forked children, so that a kill costs a second: at least 20."""
-    command = [sys.executable, str(Path(__file__).with_name("victim.py")), str(tmp_path)]
+    command = [sys.executable, str(HELPERS / "training_victim.py"), str(tmp_path)]
     kills = max(20, KILLS)
     done = subprocess.run(
         [*command, str(kills), "0"], capture_output=True, text=True, env=environment(), timeout=1400

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clips import moving
+from extraction import SMALL, digest
+from project import HELPERS
 from small_store import small_project
-from test_extract import SMALL, digest
-from test_quarantine import write_video
-from test_video import moving
+from videos import write_video
 
 from pipeline.stages import extract
 from vidpipe.data.config import DataConfig
@@ -58,8 +59,7 @@ class TwoNodes:
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNodes]:
     folder = tempfile.mkdtemp(prefix="vp", dir="/tmp")  # sockets allow a path of 107 letters
     monkeypatch.setenv("RAY_TMPDIR", folder)
-    tests = str(Path(__file__).parents[1])
-    path = os.pathsep.join(p for p in (tests, os.environ.get("PYTHONPATH")) if p)
+    path = os.pathsep.join(p for p in (str(HELPERS), os.environ.get("PYTHONPATH")) if p)
     monkeypatch.setenv("PYTHONPATH", path)
     found = TwoNodes()
     try:

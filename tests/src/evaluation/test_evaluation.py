@@ -1,0 +1,424 @@
+"""Evaluation: what is averaged, what is counted, what time is worth, and how runs are compared."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_store import UNIFORM, small_project, small_store
+from tiny import randomise, tiny_vit
+
+from pipeline.cli.app import main
+from vidpipe.data.config import TransformConfig
+from vidpipe.data.dataset import Clips, ViewSet
+from vidpipe.errors import VidpipeError
+from vidpipe.evaluation.compare import (
+    Evaluated,
+    difference,
+    mean_of_splits,
+    per_class_difference,
+    require_same_classes,
+)
+from vidpipe.evaluation.evaluate import ORDERS, Evaluator, Predictions, batches, predict, shuffled
+from vidpipe.evaluation.metrics import (
+    calibration_table,
+    interval,
+    metrics,
+    per_class_table,
+    predictions_table,
+)
+from vidpipe.methods.registry import METHODS, build_method
+
+HALF = ((0.5,) * 3, (0.5,) * 3)
+
+
+def evaluator(tmp_path: Path, method: str = "aim", crops: int = 3, **options: object) -> Evaluator:
+    folder = tmp_path / "store"
+    if not folder.exists():
+        folder.mkdir()
+        small_store(folder, 10)
+    from vidpipe.video.store import FrameStore
+
+    model = build_method(method, tiny_vit(), 2, UNIFORM.num_frames, METHODS[method].Config())
+    randomise(model)
+    clips = Clips(FrameStore(folder), "train", ["a", "b"])
+    views = ViewSet(clips, UNIFORM, TransformConfig(size=32), 1, crops)
+    return Evaluator(model.eval(), views, HALF, **options)  # type: ignore[arg-type]
+
+
+# -- prediction ---------------------------------------------------------------------------------
+
+
+def test_views_are_averaged_as_softmax_or_as_logits(tmp_path: Path) -> None:
+    found = predict(evaluator(tmp_path), 3)
+    logits = []
+    one = evaluator(tmp_path)
+    with torch.no_grad():
+        for i in range(len(one.views)):
+            video = one.views[i]["video"]
+            logits.append(torch.stack([one._logits(view[None])[0] for view in video]))
+    each = torch.stack(logits)
+    torch.testing.assert_close(found.probabilities, each.softmax(-1).mean(1))
+    assert torch.equal(found.view_predictions, each.argmax(-1))
+    other = predict(evaluator(tmp_path, average="logits"), 3)
+    torch.testing.assert_close(other.probabilities, each.mean(1).softmax(-1))
+    assert not torch.allclose(found.probabilities, other.probabilities)
+    # The middle view of three crops is the centre crop.
+    torch.testing.assert_close(found.orders["in_order"], each[:, 1].softmax(-1))
+
+
+@pytest.mark.parametrize("method", ["linear_probe", "aim", "st_adapter", "zeroi2v"])
+def test_each_order_is_what_its_name_says(tmp_path: Path, method: str) -> None:
+    one = evaluator(tmp_path, method)
+    found = predict(one, 4)
+    assert tuple(found.orders) == ORDERS
+    for i in (0, 5):
+        video = one.views[i]["video"][1]
+        orders = {
+            "in_order": video,
+            "reversed": video.flip(0),
+            "shuffled": video[shuffled(4, i)],
+            "frozen": video[2:3].expand(4, -1, -1, -1),
+        }
+        with torch.no_grad():
+            for name, reordered in orders.items():
+                expected = one._logits(reordered[None])[0].softmax(-1)
+                torch.testing.assert_close(found.orders[name][i], expected)
+    blind = one.model.order_blind
+    assert torch.allclose(found.orders["reversed"], found.orders["in_order"], atol=1e-5) == blind
+
+
+def test_batches_hold_every_clip_once_whatever_their_order(tmp_path: Path) -> None:
+    assert [len(b) for b in batches(7, 3)] == [3, 3, 1]
+    one = evaluator(tmp_path)
+    whole = predict(one, 3)
+    other = predict(one, 3, apply=lambda todo: [one(b) for b in reversed(todo)])
+    assert whole.ids == [f"c{i}" for i in range(7)]
+    assert torch.equal(whole.probabilities, other.probabilities)
+    assert torch.equal(whole.labels, other.labels)
+    for wrong in (lambda todo: [one(b) for b in todo[:-1]], lambda todo: [one(todo[0])] * 3):
+        with pytest.raises(AssertionError):
+            predict(one, 3, apply=wrong)
+
+
+def test_without_use_of_time_nothing_more_is_computed(tmp_path: Path) -> None:
+    found = predict(evaluator(tmp_path, use_of_time=False), 4)
+    assert found.orders == {}
+    names = metrics(found, ["a", "b"])
+    assert not any("shuffled" in name for name in names)
+
+
+@given(st.integers(1, 40), st.integers(0, 10**6))
+def test_a_shuffle_is_a_permutation_that_moves_something(frames: int, seed: int) -> None:
+    order = shuffled(frames, seed)
+    assert sorted(order.tolist()) == list(range(frames))
+    assert (order.tolist() != list(range(frames))) == (frames > 1)
+    assert torch.equal(order, shuffled(frames, seed))
+
+
+# -- numbers ------------------------------------------------------------------------------------
+
+
+def predictions(
+    p: list[list[float]], labels: list[int], **orders: list[list[float]]
+) -> Predictions:
+    table = torch.tensor(p)
+    ids = [f"v{i}" for i in range(len(labels))]
+    found = {name: torch.tensor(values) for name, values in orders.items()}
+    return Predictions(ids, torch.tensor(labels), table, table.argmax(1)[:, None], found)
+
+
+P = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7], [0.8, 0.1, 0.1]]
+LABELS = [0, 1, 1, 2, 2]
+
+
+def test_golden_numbers() -> None:
+    found = metrics(predictions(P, LABELS), ["a", "b", "c"], [("a", "b")])
+    assert found["top1"] == pytest.approx(3 / 5)
+    assert found["top5"] == 1
+    assert found["mean_class_accuracy"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
+    # Each of five clips is alone in its bin but two of confidence 0.7: |0.7 - 1|.
+    ece = (abs(0.6 - 1) + 2 * abs(0.7 - 1) + abs(0.5 - 0) + abs(0.8 - 0)) / 5
+    assert found["ece"] == pytest.approx(ece, abs=1e-6)
+    assert found["in_pair_top1"] == pytest.approx(2 / 3)
+    assert found["clips"] == 5
+
+
+def test_a_class_without_a_clip_has_no_part_in_the_mean() -> None:
+    found = metrics(predictions(P[:2], LABELS[:2]), ["a", "b", "c"])
+    assert found["mean_class_accuracy"] == 1
+    table = per_class_table(predictions(P[:2], LABELS[:2]), ["a", "b", "c"])
+    assert table.top1.isna().tolist() == [False, False, True]
+
+
+def test_what_time_is_worth() -> None:
+    flipped = [row[::-1] for row in P]
+    found = metrics(predictions(P, LABELS, in_order=P, shuffled=flipped), ["a", "b", "c"])
+    assert found["in_order_top1"] == pytest.approx(0.6)
+    assert found["shuffled_top1"] == pytest.approx(0.4)  # v1 and v4
+    assert found["shuffled_drop"] == pytest.approx(0.2)
+    assert found["shuffled_drop_low"] <= 0.2 <= found["shuffled_drop_high"]
+    assert "in_order_drop" not in found
+
+
+@pytest.mark.parametrize(("n", "share"), [(50, 0.5), (200, 0.9)])
+def test_the_interval_is_that_of_a_share(n: int, share: float) -> None:
+    """Against the normal approximation, which is good here."""
+    hits = np.zeros(n)
+    hits[: round(n * share)] = 1
+    low, high = interval(lambda i: float(hits[i].mean()), n)
+    half = 1.96 * math.sqrt(share * (1 - share) / n)
+    assert low == pytest.approx(share - half, abs=0.02)
+    assert high == pytest.approx(share + half, abs=0.02)
+
+
+def test_the_interval_covers_the_truth_nineteen_times_in_twenty() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        hits = (rng.random(80) < 0.7).astype(float)
+        low, high = interval(lambda i, h=hits: float(h[i].mean()), 80, 200)  # type: ignore[misc]
+        covered += low <= 0.7 <= high
+    assert 180 <= covered <= 200
+
+
+def test_calibration_bins_hold_every_clip() -> None:
+    table = calibration_table(predictions(P, LABELS))
+    assert table.clips.sum() == 5
+    assert table.accuracy.between(0, 1).all()
+
+
+def test_the_table_of_predictions_survives_a_file(tmp_path: Path) -> None:
+    p = torch.rand(4, 7).softmax(-1).tolist()
+    names = [f"class {i}" for i in range(7)]
+    predictions_table(predictions(p, [0, 1, 2, 6], in_order=p), names).to_parquet(tmp_path / "p")
+    table = pd.read_parquet(tmp_path / "p")
+    assert list(table.columns) == [
+        *("id", "label", "predicted", "top5", "probabilities", "in_order_predicted")
+    ]
+    for row, own in zip(table.itertuples(), p, strict=True):
+        np.testing.assert_allclose(row.probabilities, own, rtol=1e-6)
+        best = np.argsort(own)[::-1]
+        assert list(row.top5) == [names[i] for i in best[:5]]
+        assert row.predicted == names[best[0]]
+
+
+# -- two runs -----------------------------------------------------------------------------------
+
+
+def run(name: str, hits: list[int], labels: str = "aabb", start: int = 0) -> Evaluated:
+    other = {"a": "b", "b": "a"}
+    rows = [
+        {
+            "id": f"v{i + start}",
+            "label": label,
+            "predicted": label if hit else other[label],
+            "top5": ["a", "b"],
+        }
+        for i, (hit, label) in enumerate(zip(hits, labels, strict=True))
+    ]
+    return Evaluated(name, ("a", "b"), pd.DataFrame(rows))
+
+
+def test_the_difference_of_two_runs() -> None:
+    a, b = run("one", [1, 0, 0, 0]), run("two", [1, 1, 1, 0])
+    table = difference(a, b).set_index("metric")
+    assert table.difference.top1 == pytest.approx(0.5)
+    assert table.p.top1 == pytest.approx(0.5)  # two clips, both won: 2 * 0.5^2
+    assert table.difference.top5 == 0
+    assert table.p.top5 == 1
+    assert table.low.top1 <= 0.5 <= table.high.top1
+    classes = per_class_difference(a, b)
+    assert classes["class"].tolist() == ["a", "b"]
+    assert classes.difference.tolist() == [0.5, 0.5]
+
+
+def test_rows_are_paired_by_clip_not_by_place() -> None:
+    a, b = run("one", [1, 0, 1, 0]), run("two", [1, 0, 1, 0])
+    mixed = Evaluated("two", b.classes, b.table.iloc[::-1].reset_index(drop=True))
+    table = difference(a, mixed).set_index("metric")
+    assert table.difference.top1 == 0
+    assert (table.low.top1, table.high.top1) == (0, 0)
+
+
+def test_runs_that_cannot_be_compared_are_refused_by_both_names() -> None:
+    a = run("one", [1, 0, 1, 0])
+    with pytest.raises(VidpipeError, match="one was evaluated on 4 clips and two on 3; 'v3' is"):
+        difference(a, run("two", [1, 0, 1], "aab"))
+    with pytest.raises(VidpipeError, match="v1: one has label 'a', two 'b'"):
+        difference(a, run("two", [1, 0, 1, 0], "abbb"))
+    other = Evaluated("two", ("a", "c"), a.table)
+    with pytest.raises(VidpipeError, match=r"one has 2 classes and two has 2; .* 'b' and 'c' at 1"):
+        difference(a, other)
+    with pytest.raises(VidpipeError, match=r"2 classes and y has 3; .* None and 'c' at 2"):
+        require_same_classes("x", ["a", "b"], "y", ["a", "b", "c"])
+
+
+def test_the_mean_of_splits() -> None:
+    runs = [run(f"s{i}", [1, 1, 1, i % 2], start=10 * i) for i in range(3)]
+    table = mean_of_splits(runs).set_index("run")
+    assert table.top1["mean"] == pytest.approx((0.75 + 1 + 0.75) / 3)
+    with pytest.raises(VidpipeError, match="s0 and again were evaluated on the same clips"):
+        mean_of_splits([runs[0], Evaluated("again", ("a", "b"), runs[0].table)])
+
+
+# -- the commands -------------------------------------------------------------------------------
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr("sys.argv", ["vidpipe", *words])
+    try:
+        main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluated")
+    small_project(folder, epochs=1, warmup_epochs=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for method in ("aim", "linear_probe"):
+            for stage in ("train", "evaluate"):
+                assert command(patch, stage, "--method", method) == 0
+    return folder
+
+
+def test_an_evaluation_leaves_what_a_comparison_needs(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(evaluated)
+    for name in ("predictions.parquet", "confusion.png", "calibration.png", "config.json"):
+        assert (evaluated / "models" / "aim" / "evaluation" / name).stat().st_size > 100
+    assert command(monkeypatch, "compare", "linear_probe", f"{evaluated}:aim") == 0
+    shown = capsys.readouterr()
+    assert "McNemar" not in shown.out
+    assert "mean_class_accuracy" in shown.out
+    (folder,) = (evaluated / "results" / "compare").iterdir()
+    assert {p.name for p in folder.iterdir()} == {
+        *("metrics.csv", "per_class.csv", "per_class.png", "compare.html")
+    }
+    page = (folder / "compare.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_run_is_found_again_in_mlflow(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.chdir(evaluated)
+    client = MlflowClient(tracking_uri=f"sqlite:///{evaluated}/mlflow.db")
+    experiment = client.get_experiment_by_name("vidpipe")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], "tags.`vidpipe.stage` = 'evaluate'")
+    ids = [run.info.run_id for run in found]
+    assert len(ids) == 2
+    assert command(monkeypatch, "compare", *ids) == 0
+    assert "mean_class_accuracy" in capsys.readouterr().out
+    assert command(monkeypatch, "compare", "0" * 32, ids[0]) == 1
+    assert "MLflow at sqlite" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("compare", "aim", "st_adapter"), "st_adapter: no evaluation found"),
+        (("splits", "aim", "aim"), "aim and aim were evaluated on the same clips"),
+        (("evaluate", "--method", "aim", "--set", "evaluate.temporal_clips=2"), "strategy dense"),
+        (("evaluate", "--method", "aim", "--set", "train.use_gpu=yes"), "no usable GPU"),
+    ],
+)
+def test_mistakes_are_one_line(
+    evaluated: Path,
+    words: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(evaluated)
+    assert command(monkeypatch, *words) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "export"])
+def test_an_adapter_of_other_classes_than_the_data_is_refused(
+    evaluated: Path,
+    stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(evaluated)
+    config = evaluated / "models" / "aim" / "adapter" / "config.json"
+    whole = config.read_text()
+    config.write_text(json.dumps({**json.loads(whole), "classes": ["a", "c"]}))
+    try:
+        assert command(monkeypatch, stage, "--method", "aim") == 1
+    finally:
+        config.write_text(whole)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "models/aim/adapter has 2 classes and data/store has 2" in line
+    assert "'c' and 'b' at 1" in line
+
+
+def test_the_report_is_one_page(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(evaluated)
+    assert command(monkeypatch, "report") == 0
+    folder = evaluated / "results" / "report"
+    assert {p.name for p in folder.iterdir()} == {
+        *("accuracy.csv", "use_of_time.csv", "per_class.csv", "training.png", "per_class.png"),
+        *("accuracy_against_parameters.png", "accuracy_against_gflops.png", "use_of_time.png"),
+    }
+    page = (evaluated / "results" / "report.html").read_text()
+    assert page.count("<img") == 5
+    assert "lost by shuffling" in page
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert command(monkeypatch, "report") == 0
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_stages_of_one_process_log_where_their_own_folder_says(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow keeps the last store in the environment; the next stage must not take it for a wish."""
+    monkeypatch.chdir(evaluated)
+    assert command(monkeypatch, "export", "--method", "aim", "--set", "export.formats=[]") == 0
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+@pytest.mark.slow
+def test_ray_workers_predict_as_one_process_does(
+    evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real Ray actors; three clips in batches of two, so that a padded batch would show."""
+    import shutil
+
+    out = tmp_path / "out"
+    shutil.copytree(evaluated / "models" / "aim" / "adapter", out / "models" / "aim" / "adapter")
+    shutil.copytree(evaluated / "data" / "store", out / "data" / "store")
+    monkeypatch.chdir(evaluated)
+    options = ("--set", "evaluate.batch_size=2", "--method", "aim", "--out", str(out))
+    tables = []
+    for workers in (0, 2):
+        assert (
+            command(monkeypatch, "evaluate", *options, "--set", f"evaluate.num_workers={workers}")
+            == 0
+        )
+        tables.append(
+            pd.read_parquet(out / "models" / "aim" / "evaluation" / "predictions.parquet")
+        )
+    one, two = tables
+    assert len(two) == 3
+    assert one.id.tolist() == two.id.tolist()
+    np.testing.assert_array_equal(np.stack(one.probabilities), np.stack(two.probabilities))

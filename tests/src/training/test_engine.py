@@ -1,0 +1,431 @@
+"""What the engine promises of a step: each option against the plain arithmetic it stands for."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from moving_clips import HALF, SIZE, Moving, T
+from tiny import randomise
+from trainings import CPU, assert_near, first_gradients, make, settings, trainer, weights
+
+from vidpipe.data.mixing import PairMixer
+from vidpipe.data.model_input import to_input
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.base import VideoModel
+from vidpipe.methods.registry import METHODS
+from vidpipe.profile import memory, saved_by_block
+from vidpipe.training.metrics import BadReads
+from vidpipe.training.optim import lr_factor, trained_parameters
+from vidpipe.training.recompute import choose_recomputed
+from vidpipe.training.state import Checkpoints, load_result
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(parts: int) -> None:
+    whole = first_gradients(make(), label_smoothing=0.1)
+    divided = first_gradients(make(), label_smoothing=0.1, accumulate=parts)
+    assert all(g.abs().max() > 1e-6 for g in whole.values())
+    assert_near(divided, whole, 1e-6)
+
+
+def test_micro_batches_of_unequal_size_weigh_by_their_clips() -> None:
+    whole = first_gradients(make(), size=7)
+    divided = first_gradients(make(), size=7, accumulate=2)  # 4 and 3 clips
+    assert_near(divided, whole, 1e-6)
+
+
+def test_the_last_batch_has_the_clips_that_are_left_and_weighs_as_any() -> None:
+    seen: list[int] = []
+    run = trainer(make(), size=19, epochs=1, on_step=lambda info: seen.append(info.step))
+    history = run.run()
+    assert seen == [1, 2, 3]
+    assert history[0].train_top1 * 19 == pytest.approx(round(history[0].train_top1 * 19))
+    trainer(make(), size=19, epochs=1, drop_last=True, on_step=lambda i: seen.append(-i.step)).run()
+    assert seen == [1, 2, 3, -1, -2]
+
+    def last(**config: Any) -> dict[str, torch.Tensor]:
+        model = make()
+        run = trainer(model, size=19, epochs=1, **config)
+        run.batches.epoch, run.batches.start_batch, run.progress.batch = 0, 2, 2
+        (batch,) = run.loader
+        run._step(batch, BadReads(run.train_set, 1, 19))
+        x = to_input(batch["video"], *HALF)
+        model.load_state_dict(make().state_dict())
+        alone = torch.nn.functional.cross_entropy(model(x), batch["label"])
+        expected = torch.autograd.grad(alone, list(run.trained.values()))
+        found = {n: p.grad for n, p in run.trained.items() if p.grad is not None}
+        assert_near(found, dict(zip(run.trained, expected, strict=True)), 1e-6)
+        return found
+
+    assert_near(last(accumulate=4), last(), 1e-6)  # 3 clips in parts for up to 8
+
+
+def test_micro_batches_keep_pairs_and_soft_labels() -> None:
+    def mixed(**config: Any) -> dict[str, torch.Tensor]:
+        mixer = PairMixer(0.4, 0.4, 3)
+        return first_gradients(make(), mixer=mixer, label_smoothing=0.2, **config)
+
+    assert_near(mixed(accumulate=4), mixed(), 1e-6)
+    assert_near(mixed(accumulate=8), mixed(), 1e-6)  # 8 parts would be clips: they become pairs
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_nearly_as_fp32(precision: str) -> None:
+    whole, half = make(), make()
+    expected = trainer(whole, epochs=6).run()
+    seen = []
+    run = trainer(half, epochs=6, precision=precision, on_step=lambda info: seen.append(info))
+    found = run.run()
+    assert run.scaler.is_enabled() == (precision == "fp16")
+    assert found[-1].train_loss == pytest.approx(expected[-1].train_loss, abs=0.1)
+    # Without unscaling, norms would be 65536 times as large.
+    assert seen[0].grad_norm == pytest.approx(expected[0].grad_norm, rel=1)
+    assert all(p.dtype == torch.float32 for p in trained_parameters(half).values())
+
+
+def test_fp16_leaves_out_a_step_that_overflows_and_goes_on() -> None:
+    model = make()
+    run = trainer(model, precision="fp16")
+    run.scaler._init_scale = 1e38  # overflows the gradients, not the loss
+    before, seen = weights(model), []
+    run.on_step = lambda info: seen.append((info.grad_norm, weights(model)))
+    run.run()
+    assert not math.isfinite(seen[0][0])
+    assert_near(seen[0][1], before, 0)
+    assert run.progress.history[0].grad_norm is None or math.isfinite(
+        run.progress.history[0].grad_norm
+    )
+    assert run.scaler.get_scale() < 1e38
+
+
+def test_the_average_is_of_trained_weights_and_is_what_is_evaluated_and_published(
+    tmp_path: Path,
+) -> None:
+    plain, model = make(), make()
+    trajectory: list[dict[str, torch.Tensor]] = []
+    trainer(plain, on_step=lambda info: trajectory.append(weights(plain))).run()
+    average, decay = weights(make()), 0.6
+    for step, now in enumerate(trajectory, 1):
+        d = min(decay, (1 + step) / (10 + step))
+        average = {n: d * average[n] + (1 - d) * now[n] for n in now}
+    checkpoints = Checkpoints(tmp_path)
+    run = trainer(model, ema_decay=decay, checkpoints=checkpoints)
+    run.run()
+    assert run.ema is not None
+    assert set(run.ema.average) == model.trained_names
+    assert_near(weights(model), average, 1e-6)
+    published = make()
+    last = checkpoints.last()
+    assert last is not None
+    load_result(last, published)
+    assert_near(weights(published), average, 1e-6)
+    # What was validated at the end is the average: the same numbers as from the published weights.
+    from vidpipe.training.validate import validate
+
+    loss, _ = validate(published, Moving(8, True), settings(), HALF, CPU)
+    assert run.progress.history[-1].val_loss == pytest.approx(loss, rel=1e-6)
+    other, _ = validate(plain, Moving(8, True), settings(), HALF, CPU)
+    assert abs(other - loss) > 1e-4
+
+
+def test_steps_in_place_of_epochs_end_in_the_middle_of_one() -> None:
+    model, seen = make(), []
+    run = trainer(model, steps=5, warmup_epochs=1.5, on_step=seen.append)  # 2 batches an epoch
+    history = run.run()
+    assert [m.step for m in history] == [2, 4, 5]
+    assert [m.epoch for m in history] == [1, 2, 3]
+    assert [info.lr for info in seen] == [1e-2 * lr_factor(s, 3, 5) for s in range(5)]
+    assert history[-1].val_top1 is not None
+    with pytest.raises(VidpipeError, match=r"1\.5 epochs are 3 steps, and there are 3 in all"):
+        trainer(make(), steps=3, warmup_epochs=1.5)
+
+
+def test_the_rate_of_the_recipes_schedule_reaches_the_optimizer() -> None:
+    seen: list[float] = []
+    config = {"warmup_from": 0.1, "lr_schedule": "cosine_by_epoch", "warmup_epochs": 1.5}
+    run = trainer(make(), epochs=4, **config)  # 2 batches an epoch
+    run.on_step = lambda info: seen.append(run.optimizer.param_groups[0]["lr"])
+    run.run()
+    expected = [1e-2 * lr_factor(s, 3, 8, start=0.1, epoch=2) for s in range(8)]
+    assert seen == pytest.approx(expected)
+    assert seen[0] == pytest.approx(1e-3)
+    assert seen[4] == seen[5] == pytest.approx(0.5e-2)
+
+
+def test_clipping_bounds_the_gradient_and_reports_it_unclipped() -> None:
+    free = trainer(make("zeroi2v"), epochs=1, warmup_epochs=0).run()
+    clipped = trainer(make("zeroi2v"), epochs=1, warmup_epochs=0, clip_grad_norm=1e-3)
+    norms = []
+    original = clipped.scaler.step
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in clipped.trained.values()]))
+        original(optimizer)
+
+    clipped.scaler.step = step
+    history = clipped.run()
+    assert max(norms) <= 1.001e-3
+    assert history[0].grad_norm is not None
+    assert history[0].grad_norm > 10e-3
+    assert free[0].grad_norm is not None
+
+
+# -- groups ---------------------------------------------------------------------------------------
+
+
+def group_of(model: VideoModel, name: str) -> dict[str, Any]:
+    wanted = dict(model.named_parameters())[name]
+    return next(g for g in model.parameter_groups() if any(p is wanted for p in g["params"]))
+
+
+def test_groups_of_full_fine_tuning() -> None:
+    model = make("full_finetune", pretrained_lr_scale=0.01, weight_decay=0.1)
+    assert group_of(model, "vit.blocks.0.attn.qkv.weight")["lr_scale"] == 0.01
+    assert group_of(model, "head.weight")["lr_scale"] == 1
+    for name in ("vit.pos_embed", "vit.cls_token", "vit.norm.weight", "vit.blocks.0.mlp.fc1.bias"):
+        assert group_of(model, name)["weight_decay"] == 0, name
+    assert group_of(model, "head.weight")["weight_decay"] == 0.1
+    grouped = [p for g in model.parameter_groups() for p in g["params"]]
+    assert len(grouped) == len(set(grouped)) == len(trained_parameters(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "spared"),
+    [
+        ("aim", {"vit.norm"}),
+        ("zeroi2v", {"vit.norm", "temporal_embedding"}),
+        ("lora", {"vit.norm", "temporal_embedding"}),
+        ("temporal_heads", {"vit.norm", "temporal_embedding"}),
+    ],
+)
+def test_weight_decay_is_that_of_the_papers_code(name: str, spared: set[str]) -> None:
+    model = make(name, weight_decay=0.1)
+    for parameter in trained_parameters(model):
+        expected = 0.0 if parameter.rpartition(".")[0] in spared else 0.1
+        assert group_of(model, parameter)["weight_decay"] == expected, parameter
+
+
+@pytest.mark.parametrize("name", ["st_adapter", "bitfit", "evl", "attentional_pooling"])
+def test_elsewhere_vectors_are_not_decayed(name: str) -> None:
+    model = make(name, weight_decay=0.1, **({"num_layers": 2} if name == "evl" else {}))
+    for parameter, tensor in trained_parameters(model).items():
+        expected = 0.1 if tensor.ndim > 1 else 0.0
+        assert group_of(model, parameter)["weight_decay"] == expected, parameter
+
+
+@pytest.mark.parametrize("name", ["full_finetune", "aim", "st_adapter", "zeroi2v", "lora", "evl"])
+def test_layer_decay_falls_from_the_last_block_to_the_first(name: str) -> None:
+    options = {"num_layers": 2} if name == "evl" else {}
+    model = make(name, layer_decay=0.5, **options)
+    scales = {n: model.lr_scale(n) for n in trained_parameters(model)}
+    assert scales["head.weight"] == 1
+    by_block = {b: {s for n, s in scales.items() if model.block_of(n) == b} for b in range(3)}
+    expected = {0: {0.125}, 1: {0.25}, 2: {0.5}}
+    if name == "evl":
+        expected[0] = set()
+    assert by_block == expected
+    if name == "full_finetune":
+        assert scales["vit.pos_embed"] == scales["vit.patch_embed.proj.weight"] == 0.0625
+
+
+def test_the_scale_reaches_the_steps() -> None:
+    full, scaled = make("full_finetune"), make("full_finetune", pretrained_lr_scale=1e-2)
+    start = weights(full)
+    for model in (full, scaled):
+        trainer(model, steps=1, warmup_epochs=0).run()
+    name = "vit.blocks.1.mlp.fc1.weight"
+    moved = (weights(full)[name] - start[name]).abs().mean()
+    less = (weights(scaled)[name] - start[name]).abs().mean()
+    assert less / moved == pytest.approx(1e-2, rel=0.2)
+
+
+# -- recomputation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_recomputed_blocks_give_the_same_gradients(name: str) -> None:
+    options = {"num_layers": 2} if name == "evl" else {}
+    plain, again = make(name, **options), make(name, **options)
+    expected = first_gradients(plain)
+    found = first_gradients(again, activation_gb=0)
+    assert again.recomputed == len(again.blocks)
+    assert set(found) == set(expected)
+    for key in expected:
+        assert torch.equal(found[key], expected[key]), key
+
+
+def test_recomputed_dropout_is_the_same_dropout() -> None:
+    options = {"drop_path": 0.5, "head_dropout": 0.3}
+    expected = first_gradients(make("aim", **options))
+    found = first_gradients(make("aim", **options), activation_gb=0)
+    plain = first_gradients(make("aim"))
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not all(torch.equal(plain[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("st_adapter", {}), ("aim", {}), ("zeroi2v", {}), ("zeroi2v", {"adapter_dropout": 0.3})],
+)
+def test_adapters_that_run_again_give_the_same_gradients(name: str, options: dict) -> None:
+    plain = make(name, **options)
+    plain.checkpointed = lambda function, *inputs: function(*inputs)  # type: ignore[method-assign]
+    expected = first_gradients(plain)
+    found = first_gradients(make(name, **options))
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], atol=1e-7, rtol=1e-5)
+
+
+def test_what_a_block_of_vit_b_keeps() -> None:
+    """MiB at 8 frames of 224 pixels: attention 18.5 and GELU 18.5 of a frozen block, two norms 4.6 each,
+    and of the adapters only what cannot be had again at little cost."""
+    kinds = ("vit_base_patch16_224", "vit_base_patch16_clip_quickgelu_224")
+    limits = (("st_adapter", 46.3), ("zeroi2v", 70), ("aim", 81))
+    for kind, (name, limit) in itertools.product(kinds, limits):
+        vit = timm.create_model(kind, num_classes=0, depth=3)
+        model = METHODS[name](vit, 5, 8, METHODS[name].Config())
+        found = saved_by_block(model, 224, "cpu").blocks[1] / 2**20
+        assert limit - 3 < found < limit
+
+
+def test_recomputation_keeps_the_blocks_inputs_only() -> None:
+    model = make("aim")
+
+    def kept(recomputed: int) -> int:
+        model.recomputed, total, seen = recomputed, 0, set()
+        known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal total
+            pointer = tensor.untyped_storage().data_ptr()
+            if pointer not in known | seen:
+                total += tensor.untyped_storage().nbytes()
+                seen.add(pointer)
+                alive.append(tensor)
+            return tensor
+
+        alive: list[torch.Tensor] = []
+
+        def checkpointed(function, *inputs: torch.Tensor):  # type: ignore[no-untyped-def]
+            # torch.utils.checkpoint holds its inputs itself, where no hook sees them.
+            held = recomputed == 0 or not torch.is_grad_enabled()
+            for tensor in inputs if held else ():
+                pack(tensor)
+            return own(function, *inputs)
+
+        own = type(model).checkpointed.__get__(model)
+        model.checkpointed = checkpointed  # type: ignore[method-assign]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            alive.append(model.train()(torch.zeros(1, 3, T, SIZE, SIZE)))
+        return total
+
+    saved = saved_by_block(model, SIZE)
+    whole, less = kept(0), kept(2)
+    assert whole == pytest.approx(saved.rest + sum(saved.blocks), rel=0.1)
+    assert whole - less > 0.8 * sum(saved.blocks[:2]) - sum(saved.inputs[:2])
+    assert memory(model, SIZE).activations_per_clip == saved.rest + sum(saved.blocks)
+
+
+def test_the_budget_chooses_as_few_blocks_as_it_can() -> None:
+    model = make("aim")
+    saved = saved_by_block(model, SIZE)
+    assert len(set(saved.blocks)) <= 2  # equal but for what the first one shares
+    whole = 4 * (saved.rest + sum(saved.blocks)) / 2**30
+
+    def chosen(gb: float | None) -> int:
+        return choose_recomputed(model, SIZE, 4, settings(activation_gb=gb), CPU)
+
+    assert chosen(None) == 0
+    assert chosen(whole) == 0
+    assert chosen(0) == 3
+    assert chosen(1e-9) == 3
+    counts = [chosen(whole * share) for share in (1.01, 0.8, 0.6, 0.4, 0.2)]
+    assert counts == sorted(counts)
+    assert 0 < counts[1] < 3 or 0 < counts[2] < 3
+
+
+# -- what ends a training -------------------------------------------------------------------------
+
+
+def test_a_frozen_weight_with_a_gradient_is_an_error() -> None:
+    model = make("st_adapter")
+    model.vit.blocks[1].mlp.fc1.weight.requires_grad_(True)
+    with pytest.raises(VidpipeError, match=r"vit\.blocks\.1\.mlp\.fc1\.weight is frozen and rec"):
+        trainer(model).run()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_no_frozen_weight_has_a_gradient_or_changes(name: str) -> None:
+    options = {"num_layers": 2} if name == "evl" else {}
+    model = make(name, **options)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if n not in model.trained_names}
+    before = weights(model)
+    trainer(model, epochs=1, warmup_epochs=0).run()
+    for key, parameter in model.named_parameters():
+        if key in frozen:
+            assert parameter.grad is None
+            assert torch.equal(parameter, frozen[key]), key
+    assert any(not torch.equal(before[key], now) for key, now in weights(model).items())
+
+
+def test_a_loss_that_is_not_finite_leaves_the_state_before_it(tmp_path: Path) -> None:
+    model, checkpoints = make(), Checkpoints(tmp_path)
+    run = trainer(model, checkpoints=checkpoints)
+    at_two: dict[str, torch.Tensor] = {}
+
+    def poison(info: Any) -> None:
+        if info.step == 2:
+            at_two.update(weights(model))
+            run.normalisation = ((math.nan,) * 3, (0.5,) * 3)
+
+    run.on_step = poison
+    run.config = settings(eval_every=2)
+    with pytest.raises(VidpipeError, match=r"^loss is nan at step 2 \(clips clip\d+, .*/failed$"):
+        run.run()
+    failed = make()
+    progress = load_result(tmp_path / "failed", failed)
+    assert progress.step == 2
+    assert_near(weights(failed), at_two, 0)
+    assert checkpoints.last() != tmp_path / "failed"
+    assert "NaN" not in json.dumps(json.loads((tmp_path / "failed/state.json").read_text()))
+
+
+def test_a_gradient_that_is_not_finite_stops_too() -> None:
+    model = make()
+    run = trainer(model)
+    name = "head.weight"
+    run.trained[name].register_hook(lambda grad: grad / 0)
+    with pytest.raises(VidpipeError, match=r"^gradient norm is (inf|nan) at step 0 \(clips"):
+        run.run()
+
+
+def test_a_compiled_model_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def fake(module: Any) -> Any:
+        compiled.append(module)
+        return module
+
+    monkeypatch.setattr(torch, "compile", fake)
+    a, b = make(), make()
+    trainer(a).run()
+    trainer(b, compile=True).run()
+    assert compiled == [b]
+    assert_near(weights(a), weights(b), 0)
+
+
+def test_models_copied_for_counting_do_not_recompute_the_original() -> None:
+    model = make("aim")
+    model.recomputed = 3
+    saved = saved_by_block(model, SIZE)
+    assert sum(saved.blocks) > sum(saved.inputs)
+    assert model.recomputed == 3
+    randomise(copy.deepcopy(model))
