@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -26,6 +30,8 @@ def is_url(source: str) -> bool:
 @contextmanager
 def local_copy(url: str, folder: Path | None, config: ExtractConfig) -> Iterator[Path]:
     """A temporary file in `folder`, removed afterwards. At most `config.max_mb`, `timeout_s`.
+
+    A URL of the internet is not followed to an address of this machine or its network.
 
     Raises QuarantineError: `missing_file` where it cannot be fetched, `too_large`, `timeout`.
     """
@@ -50,13 +56,59 @@ def local_copy(url: str, folder: Path | None, config: ExtractConfig) -> Iterator
 def _copy(url: str, file: object, config: ExtractConfig) -> None:
     deadline = time.monotonic() + config.timeout_s
     limit, size = config.max_mb * 2**20, 0
-    # Over HTTP a plain stream: servers need not know ranges, nor say the length.
-    stream = {"block_size": 0} if url.startswith("http") else {}
-    with fsspec.open(url, "rb", **stream) as source:
-        while chunk := source.read(CHUNK):
-            size += len(chunk)
-            if size > limit:
-                raise QuarantineError("too_large", f"more than {config.max_mb:g} MB")
-            if time.monotonic() > deadline:
-                raise QuarantineError("timeout", f"fetching took over {config.timeout_s:g} s")
-            file.write(chunk)  # type: ignore[attr-defined]
+    refused: list[str] = []
+    options: dict[str, Any] = {}
+    if url.startswith("http"):
+        # A plain stream: servers need not know ranges, nor say the length.
+        options = {"block_size": 0, "skip_instance_cache": True}
+        if _is_public(urlsplit(url).hostname or ""):
+            options["get_client"] = partial(_public_client, refused)
+    try:
+        with fsspec.open(url, "rb", **options) as source:
+            while chunk := source.read(CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise QuarantineError("too_large", f"more than {config.max_mb:g} MB")
+                if time.monotonic() > deadline:
+                    raise QuarantineError("timeout", f"fetching took over {config.timeout_s:g} s")
+                file.write(chunk)  # type: ignore[attr-defined]
+    except Exception:
+        if refused:
+            detail = f"it leads to {refused[0]}, an address of this machine or its network"
+            raise QuarantineError("missing_file", detail) from None
+        raise
+
+
+def _is_public(host: str) -> bool:
+    """Whether all its addresses are the internet's. One that has none is: nothing can be fetched."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):
+        return True
+    return all(_is_global(str(address[0])) for *_, address in found)
+
+
+def _is_global(address: str) -> bool:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip.sixtofour or ip  # which reach an IPv4 address
+    return ip.is_global
+
+
+async def _public_client(refused: list[str], **options: Any) -> Any:
+    """A session that connects to addresses of the internet only, whatever names and redirects lead to.
+
+    The user named a host there: who answers may not send us on to services of this machine (the
+    reason to look at each connection: a name looked up before may have another address by then).
+    """
+    import aiohttp
+
+    def connection(address: Any) -> socket.socket:
+        family, kind, protocol, _, place = address
+        if not _is_global(str(place[0])):
+            refused.append(str(place[0]))
+            raise OSError(f"{place[0]} is not an address of the internet")
+        return socket.socket(family, kind, protocol)
+
+    connector = aiohttp.TCPConnector(socket_factory=connection)
+    return aiohttp.ClientSession(connector=connector, **options)
