@@ -46,7 +46,8 @@ ROUNDS = 15
 def frames_of(video: Path | None, seed: int) -> list[np.ndarray]:
     """FPS * SECONDS pictures; a shorter video runs to and fro."""
     if video is None:
-        from vidpipe.video.rendered import SynthConfig, render_clip
+        from vidpipe.video.config import SynthConfig
+        from vidpipe.video.rendered import render_clip
 
         config = SynthConfig(size_px=(HEIGHT, WIDTH), duration_s=(SECONDS, SECONDS), fps=FPS)
         clip = torch.from_numpy(render_clip(config, "move_left", seed)).permute(0, 3, 1, 2)

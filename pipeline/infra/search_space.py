@@ -14,23 +14,15 @@ from pydantic import ValidationError
 
 from vidpipe.config.messages import explain, nearest
 from vidpipe.config.overlay import deep_merge, parse_override
+from vidpipe.config.section import NotDecisive, Place, SetBySearch, mark
 from vidpipe.errors import VidpipeError
-from vidpipe.params import Params
+from vidpipe.params import STAGES, Params
 
 KINDS = {
     "choice": "choice(0.125,0.25,0.5)",
     "loguniform": "loguniform(1e-4,1e-2)",
     "uniform": "uniform(0,0.3)",
     "randint": "randint(1,5)",
-}
-# What decides a training on data that is already extracted. `train` has values that a search sets.
-SECTIONS = ("subset", "sampling", "transform", "backbone", "methods", "train")
-SET_BY_SEARCH = {
-    "train.epochs": "--max-epochs sets it",
-    "train.steps": "--max-epochs sets how long a trial is",
-    "train.eval_every": "a search validates every epoch",
-    "train.num_workers": "a trial is one process; --concurrent runs several trials",
-    "train.seed": "trials share it, or luck would be searched",
 }
 
 
@@ -166,12 +158,26 @@ def check_space(space: Space, raw: Mapping[str, Any], method: str) -> list[str]:
         if len(problems) == len(domain.probes()):
             raise VidpipeError(f"--space {problems[0]}")
         warnings += problems
-        section, _, rest = key.partition(".")
-        if key in SET_BY_SEARCH:
-            raise VidpipeError(f"--space {key}: {SET_BY_SEARCH[key]}")
-        if section not in SECTIONS or (section == "methods" and rest.split(".")[0] != method):
-            raise VidpipeError(f"--space {key}: does not change the training of {method}")
+        if refusal := _not_searched(key, method):
+            raise VidpipeError(f"--space {key}: {refusal}")
     return warnings
+
+
+def _not_searched(key: str, method: str) -> str | None:
+    """Why the existing parameter `key` is no part of a search over `method`'s training, if so."""
+    useless = f"does not change the training of {method}"
+    section, *names = key.split(".")
+    if section not in STAGES["train"] or (section == "methods" and names.pop(0) != method):
+        return useless
+    from vidpipe.methods.registry import METHODS
+
+    model: Any = Params.model_fields[section].annotation
+    model = METHODS[method].Config if section == "methods" else model
+    field = model.model_fields[names[0]] if names else Params.model_fields[section]
+    if found := mark(field, SetBySearch):
+        return f"a search sets it itself: {found.why}"
+    free = mark(field, NotDecisive)
+    return useless if free is not None and not isinstance(free, Place) else None
 
 
 def default_space(method: str) -> list[str]:

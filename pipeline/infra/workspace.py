@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vidpipe.config.identity import config_hash
 from vidpipe.files import sha256
-from vidpipe.params import Params
+from vidpipe.params import Params, deciding_sections
 from vidpipe.training.state import Checkpoints
 from vidpipe.video.store import FrameStore, manifest_sha256
 
@@ -71,20 +71,11 @@ def data_hash(workspace: Workspace, params: Params) -> str:
 
 def training_hash(params: Params, method: str, workspace: Workspace, weights_sha256: str) -> str:
     """Identity of one training: the same settings, data, backbone and start give the same name."""
-    # Where a copy lies changes nothing; where it starts from, what lies there.
-    start = params.train.starts_from
-    began = None if start is None else sha256(Path(start) / "adapter.safetensors")
-    train = params.train.model_copy(update={"storage": None, "starts_from": began})
-    return config_hash(
-        method,
-        params.method(method),
-        params.subset,
-        params.sampling,
-        params.transform,
-        train,
-        data_hash(workspace, params),
-        weights_sha256,
-    )
+    sections = deciding_sections(params, "train", method)
+    if params.train.starts_from is not None:  # what lies there decides, wherever it lies
+        began = sha256(Path(params.train.starts_from) / "adapter.safetensors")
+        sections["train"] = params.train.model_copy(update={"starts_from": began})
+    return config_hash(method, sections, data_hash(workspace, params), weights_sha256)
 
 
 def folder_hash(folder: Path) -> str:

@@ -13,7 +13,7 @@ import torch
 from pipeline.infra.console import progress
 from pipeline.infra.mlflow.tracking import tracked_run
 from pipeline.infra.workspace import Workspace, data_hash, folder_hash, open_store
-from vidpipe.config.identity import config_hash
+from vidpipe.config.identity import config_hash, deciding
 from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.device import choose_device
@@ -41,10 +41,8 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
     trained = load_adapter(workspace.adapter(method), params.backbone.weights)
     _check_pairs(params, trained)
     evaluator = build(params, method, workspace, here, trained)
-    # How the work is shared out changes no number.
-    decisive = config.model_dump(exclude={"num_workers", "batch_size"})
     adapter = folder_hash(workspace.adapter(method))
-    identity = config_hash(decisive, adapter, data_hash(workspace, params), trained.sampling)
+    identity = config_hash(config, adapter, data_hash(workspace, params), trained.sampling)
     with tracked_run(params.tracking, "evaluate", method, identity) as tracked:
         tracked.params({"evaluate": config.model_dump(mode="json"), "method": method})
         started = time.perf_counter()
@@ -84,7 +82,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
                 {
                     "method": method,
                     "classes": trained.classes,
-                    "evaluate": decisive,
+                    "evaluate": deciding(config),
                     "sampling": trained.sampling.model_dump(mode="json"),
                     "adapter_sha256": adapter,
                     "data_sha256": data_hash(workspace, params),

@@ -50,15 +50,11 @@ def run(
     random.Random(0).shuffle(listed)
     sources = [resolve_inside(root, row["path"]) for row in listed]
     stats = [_stat(source) for source in sources]
-    # What decides the bytes; how the work is shared out does not.
-    decisive = extract.model_dump(
-        exclude={"num_workers", "ray_address", "max_bad_fraction", "timeout_s"}
-    )
     with ExitStack() as stack:
         stack.enter_context(disk_errors_named(out.parent))
         writer = StoreWriter(
             out,
-            config_hash(decisive, listing.classes, listed),
+            config_hash(data, extract, listing.classes, listed),
             listed,
             stats,
             shard_bytes=int(extract.shard_mb * 2**20),

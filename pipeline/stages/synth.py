@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline.infra.console import progress
 from vidpipe.files import atomic_folder
+from vidpipe.video.config import SynthConfig
 from vidpipe.video.rendered import (
     ClipRow,
-    SynthConfig,
     clip_list,
     clip_row,
     render_clip,

@@ -26,7 +26,7 @@ from vidpipe.data.mixing import PairMixer
 from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
-from vidpipe.params import Params
+from vidpipe.params import Params, deciding_sections
 from vidpipe.profile import cost
 from vidpipe.trained.adapter import TrainedModel, load_adapter, new_model, save_adapter
 from vidpipe.training.loop import Trainer
@@ -160,13 +160,9 @@ def _seeded_model(params: Params, method: str, classes: list[str]) -> TrainedMod
 
 def _shown_params(params: Params, method: str) -> dict[str, Any]:
     """What decides this training, for MLflow's table: the method's own block without its name."""
-    sections = ("data", "subset", "sampling", "transform", "backbone", "train")
-    shown = {key: getattr(params, key).model_dump(mode="json") for key in sections}
-    return {
-        **shown,
-        "method": method,
-        "method_config": params.method(method).model_dump(mode="json"),
-    }
+    sections = {"data": params.data, **deciding_sections(params, "train", method)}
+    shown = {key: section.model_dump(mode="json") for key, section in sections.items()}
+    return {"method": method, "method_config": shown.pop("methods"), **shown}
 
 
 def _publish(

@@ -24,6 +24,7 @@ from vidpipe.config.identity import config_hash
 from vidpipe.config.overlay import deep_merge, read_yaml
 from vidpipe.errors import VidpipeError
 from vidpipe.files import write_text
+from vidpipe.params import deciding_sections
 
 ALGORITHMS = ("random", "optuna")
 
@@ -60,7 +61,8 @@ def run(
     epochs = search.max_epochs or params.train.epochs
     store = open_store(workspace, params)
     identity = config_hash(
-        *(method, raw, {key: asdict(domain) for key, domain in space.items()}),
+        *(method, deciding_sections(params, "train", method), params.backbone.weights),
+        {key: asdict(domain) for key, domain in space.items()},
         *(search.trials, epochs, search.algorithm, search.seed, data_hash(workspace, params)),
     )
     payload = {

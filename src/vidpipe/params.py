@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     Field,
@@ -22,15 +22,24 @@ from pydantic import (
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.config.messages import explain, nearest
 from vidpipe.config.overlay import deep_merge, read_yaml
-from vidpipe.config.section import Section
+from vidpipe.config.section import NotDecisive, Section
 from vidpipe.data.config import DataConfig, SamplingConfig, SubsetConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.config import EvaluateConfig
 from vidpipe.export.config import ExportConfig
 from vidpipe.methods.config import MethodConfig
 from vidpipe.training.config import TrainConfig
-from vidpipe.video.config import ExtractConfig
-from vidpipe.video.rendered import SynthConfig
+from vidpipe.video.config import ExtractConfig, SynthConfig
+
+STAGES: dict[str, tuple[str, ...]] = {
+    "synth": ("synth",),
+    "extract": ("data", "extract"),
+    "train": ("subset", "sampling", "transform", "backbone", "methods", "train"),
+    "evaluate": ("evaluate",),
+    "export": ("export",),
+}
+"""The sections that decide what a stage makes, beside the files that it reads; of `methods` only the
+trained method's block."""
 
 
 class TrackingConfig(Section):
@@ -52,7 +61,7 @@ class Params(Section):
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: Annotated[TrackingConfig, NotDecisive()] = TrackingConfig()
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -94,6 +103,14 @@ class Params(Section):
         if name not in METHODS:
             raise VidpipeError(f"--method {name}: no such method{nearest(name, METHODS)}")
         return METHODS[name].Config()
+
+
+def deciding_sections(params: Params, stage: str, method: str = "") -> dict[str, Section]:
+    """Of `stage` (a key of STAGES), what `config_hash` makes its identity of."""
+    return {
+        name: params.method(method) if name == "methods" else getattr(params, name)
+        for name in STAGES[stage]
+    }
 
 
 def load_params(path: Path, overlays: Sequence[Mapping[str, Any]] = ()) -> Params:

@@ -123,8 +123,9 @@ def test_a_key_is_given_once() -> None:
         ("methods.st_adapter.lr=choice(fast,slow)", "fast"),
         ("methods.aim.lr=uniform(0.1,1)", "does not change the training of st_adapter"),
         ("export.parity_clips=choice(4,8)", "does not change the training of st_adapter"),
-        ("train.epochs=choice(4,8)", "--max-epochs sets it"),
+        ("train.epochs=choice(4,8)", "sets how long a trial is"),
         ("train.seed=choice(4,8)", "luck"),
+        ("train.cache_mb=choice(4,8)", "does not change the training of st_adapter"),
     ],
 )
 def test_keys_that_cannot_be_searched_are_refused_before_anything_starts(

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from vidpipe.config.section import Place, Section
 
 RANDOM = "random"
 GIVEN = "a module in memory"
 """What stands for `weights` where they come from no file and no hub; only `create_model` makes such."""
 
 
-class BackboneConfig(BaseModel):
+class BackboneConfig(Section):
     """`backbone` in params.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: Literal["timm", "open_clip"] = "timm"
     name: str = Field(description="model name in that zoo, such as vit_small_patch14_dinov2")
-    weights: str = Field(
+    weights: Annotated[str, Place()] = Field(
         description="a local .safetensors, .pt or .pth file; `hub` or `hub:<tag>` downloads"
     )
 

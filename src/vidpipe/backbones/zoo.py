@@ -25,6 +25,7 @@ import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with t
 from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig
 from vidpipe.backbones.fit import fit_state
 from vidpipe.backbones.swin import ImageModel, blocks_of_stage, stages_of
+from vidpipe.config.identity import deciding
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights, state_sha256
 
@@ -44,7 +45,7 @@ class Backbone:
     def card(self) -> dict[str, Any]:
         """What an adapter records of the backbone it was trained on."""
         return {
-            **self.config.model_dump(exclude={"weights"}),
+            **deciding(self.config),
             "weights_sha256": self.sha256,
             "activation": self.activation,
             "mean": list(self.mean),

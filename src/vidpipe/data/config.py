@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vidpipe.config.section import Section
+from vidpipe.config.section import NotDecisive, Place, Section
 
 Layout = Literal["folders", "table", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51"]
 
@@ -21,7 +21,9 @@ class ColumnsConfig(Section):
 
 
 class DataConfig(Section):
-    root: str = Field(description="folder of videos; every path in annotations is relative to it")
+    root: Annotated[str, Place()] = Field(
+        description="folder of videos; every path in annotations is relative to it"
+    )
     layout: Layout | None = Field(
         None, description="null: `table` where annotations is given, else one folder a class"
     )
@@ -37,10 +39,10 @@ class DataConfig(Section):
     keep: dict[str, dict[str, str]] = Field(
         {}, description="per split, column: value that a row must have, such as val: {mirrored: 0}"
     )
-    store: str | None = Field(
+    store: Annotated[str | None, NotDecisive()] = Field(
         None, description="where training reads the frame store: a folder or fsspec URL; null: here"
     )
-    reader: Literal["pyav", "decord", "torchcodec"] = Field(
+    reader: Annotated[Literal["pyav", "decord", "torchcodec"], NotDecisive()] = Field(
         "pyav",
         description="of compact stores; all give the same frames, benchmarks/loader.py times",
     )
@@ -48,7 +50,7 @@ class DataConfig(Section):
     val_fraction: float = Field(
         0.2, gt=0, lt=1, description="of each class, where there is no split column"
     )
-    max_missing_fraction: float = Field(
+    max_missing_fraction: Annotated[float, NotDecisive()] = Field(
         0.1,
         ge=0,
         le=1,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vidpipe.config.section import Section
+from vidpipe.config.section import NotDecisive, Section
 
 
 class EvaluateConfig(Section):
@@ -18,8 +18,12 @@ class EvaluateConfig(Section):
     use_of_time: bool = Field(
         True, description="also classify the middle view reversed, shuffled and frozen"
     )
-    batch_size: int = Field(16, ge=1, description="clips; each brings all its views")
-    num_workers: int = Field(0, ge=0, description="Ray workers; 0 evaluates in this process")
+    batch_size: Annotated[int, NotDecisive()] = Field(
+        16, ge=1, description="clips; each brings all its views"
+    )
+    num_workers: Annotated[int, NotDecisive()] = Field(
+        0, ge=0, description="Ray workers; 0 evaluates in this process"
+    )
     reversed_pairs: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of classes that are each other's time reversal"
     )

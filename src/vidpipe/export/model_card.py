@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vidpipe.config.identity import deciding_keys
 from vidpipe.export.packaging import describe
 from vidpipe.export.parity import Parity
 from vidpipe.methods.base import VideoModel
 from vidpipe.trained.adapter import TrainedModel
+from vidpipe.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,6 @@ class Facts:
     weights_licence: str | None = None
 
 
-OF_THE_MACHINE = {
-    *("cache_mb", "checkpoint_every", "cpus_per_worker", "eval_every", "loader_workers"),
-    *("max_bad_reads", "memory_gb_per_worker", "prefetch", "use_gpu", "worker_restarts"),
-}
-"""Settings of a training that say nothing of the model."""
 METRICS = {
     "top1": "top-1",
     "top5": "top-5",
@@ -84,7 +81,7 @@ def _cell(value: object) -> str:
 
 
 def _options(values: Mapping[str, Any]) -> str:
-    told = {k: v for k, v in values.items() if v is not None and k not in OF_THE_MACHINE}
+    told = {k: v for k, v in values.items() if v is not None}
     return ", ".join(f"`{key}: {value}`" for key, value in sorted(told.items()))
 
 
@@ -148,7 +145,8 @@ def _data(classes: Sequence[str], facts: Facts) -> str:
 
 def _training(trained: TrainedModel, exported: VideoModel, facts: Facts) -> str:
     known = facts.training
-    settings = known.get("train", {})
+    decisive = deciding_keys(TrainConfig)
+    settings = {k: v for k, v in known.get("train", {}).items() if k in decisive}
     rest = {key: value for key, value in known.items() if key != "train"}
     lines = [
         f"- method: {_options(trained.model.config.model_dump(mode='json'))}",

@@ -10,7 +10,7 @@ DropPath acts per frame (the released CLIP class drops per token position, an ac
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 from timm.layers import Attention
@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend_from, embed, to_space, to_time
+from vidpipe.config.section import OnlyTraining
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
 from vidpipe.methods.noise import ClipDropPath
 
@@ -35,7 +36,9 @@ class AIMConfig(MethodConfig):
     num_temporal_adapters: Literal[1, 2] = Field(
         1, description="2 adds an adapter before the temporal attention (SSv2)"
     )
-    drop_path: float = Field(0.2, ge=0, lt=1, description="last block's rate; linear from 0")
+    drop_path: Annotated[float, OnlyTraining()] = Field(
+        0.2, ge=0, lt=1, description="last block's rate; linear from 0"
+    )
     temporal: bool = Field(
         True, description="false: spatial adaptation only (Table 1), order-blind"
     )

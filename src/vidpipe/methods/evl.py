@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend, fold_frames
+from vidpipe.config.section import OnlyTraining
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.attentional_pooling import PoolingAttention
 from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
@@ -40,7 +41,7 @@ class EVLConfig(MethodConfig):
     mlp_ratio: float = Field(
         4.0, gt=0, description="hidden width of a decoder MLP / backbone width"
     )
-    mlp_dropout: float = Field(0.5, ge=0, lt=1)
+    mlp_dropout: Annotated[float, OnlyTraining()] = Field(0.5, ge=0, lt=1)
     temporal_conv: bool = Field(True, description="depthwise convolution over 3 frames")
     temporal_embedding: bool = Field(True, description="one vector a frame; fixes the frame number")
     temporal_cross_attention: bool = Field(

@@ -10,7 +10,7 @@ some heads from frame t + dt. LayerScale, which the paper's backbones lack, foll
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import overwrite_linear
+from vidpipe.config.section import OnlyTraining
 from vidpipe.methods.noise import ClipDropout
 from vidpipe.methods.stdha import STDHA, STDHAConfig
 
@@ -35,7 +36,7 @@ class ZeroI2VConfig(STDHAConfig):
     }
     bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
     scale: float = Field(1.0, description="weight s of every adapter")
-    adapter_dropout: float = Field(0.0, ge=0, lt=1)
+    adapter_dropout: Annotated[float, OnlyTraining()] = Field(0.0, ge=0, lt=1)
     adapters: tuple[AdapterName, ...] = Field(
         ("attn_in", "attn_out", "mlp_in", "mlp_out"),
         description="4 for K400, 3 without mlp_out, 6 with attn_in_q/k/v for attn_in; [] is merged",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
+from vidpipe.config.section import OnlyTraining, mark
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, write_json
@@ -28,8 +29,6 @@ from vidpipe.methods.registry import METHODS, VideoModel
 from vidpipe.params import Params
 
 FORMAT, VERSION = "vidpipe-adapter", 1
-ONLY_TRAINING = {*MethodConfig.model_fields, "adapter_dropout", "mlp_dropout", "drop_path"}
-"""Options of methods that decide how they are trained, not what their tensors do."""
 
 
 @dataclass
@@ -79,7 +78,8 @@ def start_from(own: TrainedModel, folder: Path) -> None:
         raise VidpipeError(f"{where}: an adapter of {method}, but {model.name} is to be trained")
     _refuse_other_weights(where, weights, own.backbone)
     for name, value in model.config.model_dump(mode="json").items():
-        if name not in ONLY_TRAINING and options.get(name) != value:
+        trains = mark(type(model.config).model_fields[name], OnlyTraining)
+        if trains is None and options.get(name) != value:
             raise VidpipeError(
                 f"{where}: trained with methods.{method}.{name} {options.get(name)}, not {value}; "
                 "its tensors mean something else with that"

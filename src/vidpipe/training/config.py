@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vidpipe.config.section import Section
+from vidpipe.config.section import NotDecisive, Section, SetBySearch
 
 
 class TrainConfig(Section):
-    epochs: int = Field(ge=1)
-    steps: int | None = Field(
+    epochs: Annotated[int, SetBySearch("it sets how long a trial is")] = Field(ge=1)
+    steps: Annotated[int | None, SetBySearch("it sets how long a trial is, in epochs")] = Field(
         None, ge=1, description="optimizer steps in all, in place of epochs (ST-Adapter: 20k)"
     )
     batch_size: int = Field(ge=1, description="clips of one optimizer step, over all workers")
@@ -37,7 +37,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 autocast on a GPU, fp32 on a CPU; fp16 scales the loss"
     )
-    activation_gb: float | None = Field(
+    activation_gb: Annotated[float | None, NotDecisive(unless=("compile", True))] = Field(
         None,
         ge=0,
         description="blocks are recomputed in the backward pass until activations of one worker fit; "
@@ -49,34 +49,46 @@ class TrainConfig(Section):
         description="adapter folder to begin with, of the same method on the same weights; its head, "
         "too, where the classes are the same",
     )
-    checkpoint_every: int | None = Field(
+    checkpoint_every: Annotated[int | None, NotDecisive()] = Field(
         None, ge=1, description="steps between checkpoints; null: at the end of each epoch"
     )
-    storage: str | None = Field(
+    storage: Annotated[str | None, NotDecisive()] = Field(
         None, description="fsspec URL that keeps a copy of checkpoints, such as s3://bucket/runs"
     )
-    eval_every: int = Field(1, ge=1, description="epochs between validations")
-    num_workers: int = Field(0, ge=0, description="Ray Train workers; 0 trains in this process")
-    worker_restarts: int = Field(
+    eval_every: Annotated[int, NotDecisive(), SetBySearch("it validates every epoch")] = Field(
+        1, ge=1, description="epochs between validations"
+    )
+    num_workers: Annotated[int, SetBySearch("a trial is one process")] = Field(
+        0, ge=0, description="Ray Train workers; 0 trains in this process"
+    )
+    worker_restarts: Annotated[int, NotDecisive()] = Field(
         3, ge=0, description="times lost workers are started again, from the last checkpoint"
     )
-    cpus_per_worker: int = Field(1, ge=1)
-    memory_gb_per_worker: float = Field(2, gt=0, description="refused where not available")
+    cpus_per_worker: Annotated[int, NotDecisive()] = Field(1, ge=1)
+    memory_gb_per_worker: Annotated[float, NotDecisive()] = Field(
+        2, gt=0, description="refused where not available"
+    )
     use_gpu: Literal["auto", "yes", "no"] = Field(
         "auto",
         description="also of other commands; auto: where this machine, or Ray's cluster, has one",
     )
     threads: int = Field(2, ge=1, description="of torch, per process; changes the last bits")
-    loader_workers: int = Field(0, ge=0, description="decoding processes per training worker")
-    prefetch: int = Field(2, ge=1, description="batches each loader worker keeps ready")
+    loader_workers: Annotated[int, NotDecisive()] = Field(
+        0, ge=0, description="decoding processes per training worker"
+    )
+    prefetch: Annotated[int, NotDecisive()] = Field(
+        2, ge=1, description="batches each loader worker keeps ready"
+    )
     shuffle: Literal["full", "shards"] = Field(
         "full", description="shards: in windows of a few shards, for a store read over a network"
     )
-    max_bad_reads: float = Field(
+    max_bad_reads: Annotated[float, NotDecisive()] = Field(
         0.01, ge=0, le=1, description="of an epoch's clips; more unreadable ones end the training"
     )
-    cache_mb: int = Field(1024, ge=0, description="decoded clips kept in memory, per process")
-    seed: int = 0
+    cache_mb: Annotated[int, NotDecisive()] = Field(
+        1024, ge=0, description="decoded clips kept in memory, per process"
+    )
+    seed: Annotated[int, SetBySearch("its trials share it, or luck would be searched")] = 0
 
     @field_validator("use_gpu", mode="before")
     @classmethod

@@ -1,12 +1,12 @@
-"""`extract` in params.yaml. No torch, no PyAV: read by the CLI."""
+"""`extract` and `synth` in params.yaml. No torch, no PyAV: read by the CLI."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from vidpipe.config.section import Section
+from vidpipe.config.section import NotDecisive, Section
 
 
 class ExtractConfig(Section):
@@ -18,8 +18,10 @@ class ExtractConfig(Section):
     gop: int = Field(8, ge=1, description="compact: frames between key frames")
     crf: int = Field(20, ge=0, le=51, description="compact: H.264 quality; lower is better")
     jpeg_quality: int = Field(90, ge=1, le=100, description="fast: quality of each frame")
-    num_workers: int = Field(2, ge=1, description="decoding processes, one thread each")
-    ray_address: str | None = Field(
+    num_workers: Annotated[int, NotDecisive()] = Field(
+        2, ge=1, description="decoding processes, one thread each"
+    )
+    ray_address: Annotated[str | None, NotDecisive()] = Field(
         None,
         description="null: processes of this machine, unless RAY_ADDRESS is set; "
         "auto, local or host:port: Ray, num_workers in all",
@@ -30,6 +32,59 @@ class ExtractConfig(Section):
         8192 * 4320, ge=1, description="of one frame, of the source or of the store (too_large)"
     )
     max_mb: float = Field(4096, gt=0, description="of one source file (too_large)")
-    timeout_s: float = Field(300, gt=0, description="per video")
-    max_bad_fraction: float = Field(0.1, ge=0, le=1, description="more quarantined fails the stage")
+    timeout_s: Annotated[float, NotDecisive()] = Field(
+        300,
+        gt=0,
+        description="per video; with a longer one, unfinished work retries what timed out",
+    )
+    max_bad_fraction: Annotated[float, NotDecisive()] = Field(
+        0.1, ge=0, le=1, description="more quarantined fails the stage"
+    )
     shard_mb: float = Field(256, gt=0)
+
+
+Pair = Literal["horizontal", "vertical", "scale", "rotation"]
+# pair -> (class that is rendered, class that is the same frames in reverse order)
+CLASS_PAIRS: dict[str, tuple[str, str]] = {
+    "horizontal": ("move_left", "move_right"),
+    "vertical": ("move_up", "move_down"),
+    "scale": ("grow", "shrink"),
+    "rotation": ("turn_clockwise", "turn_counterclockwise"),
+}
+
+
+class SynthConfig(Section):
+    """Everything that decides the pixels of the rendered data set."""
+
+    pairs: tuple[Pair, ...] = Field(("horizontal", "vertical", "scale", "rotation"), min_length=1)
+    clips_per_class: int = Field(52, ge=2)
+    val_fraction: float = Field(0.25, gt=0, lt=1)
+    duration_s: tuple[float, float] = (1.0, 2.5)
+    fps: int = Field(16, ge=2, le=120)
+    size_px: tuple[int, int] = (64, 112)
+    """Range of the frame's width and of its height, drawn per clip, always even."""
+    noise: float = Field(3.0, ge=0, le=64)
+    """Upper end of the per-clip standard deviation of the sensor noise, in 8-bit grey levels."""
+    crf: int = Field(14, ge=0, le=51)
+    """x264 quality. Low enough that nothing of the coding order shows in single frames."""
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> SynthConfig:
+        if len(set(self.pairs)) != len(self.pairs):
+            raise ValueError("pairs: each pair may be named once")
+        low, high = self.duration_s
+        if not 0 < low <= high or round(low * self.fps) < 2:
+            raise ValueError("duration_s: needs 0 < low <= high, and two frames at least")
+        if not 16 <= self.size_px[0] <= self.size_px[1] or any(s % 2 for s in self.size_px):
+            raise ValueError("size_px: needs even numbers, 16 <= low <= high")
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(name for pair in self.pairs for name in CLASS_PAIRS[pair])
+
+    @property
+    def val_per_class(self) -> int:
+        n = round(self.clips_per_class * self.val_fraction)
+        return min(max(n, 1), self.clips_per_class - 1)

@@ -15,63 +15,17 @@ import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Pair = Literal["horizontal", "vertical", "scale", "rotation"]
+from vidpipe.video.config import CLASS_PAIRS, SynthConfig
+
 Array = NDArray[np.float32]
 
 CAP = -0.2  # in radii: what lies above this line is white, like the north end of a compass needle
-# pair -> (class that is rendered, class that is the same frames in reverse order)
-CLASS_PAIRS: dict[str, tuple[str, str]] = {
-    "horizontal": ("move_left", "move_right"),
-    "vertical": ("move_up", "move_down"),
-    "scale": ("grow", "shrink"),
-    "rotation": ("turn_clockwise", "turn_counterclockwise"),
-}
 SHAPES = ("triangle", "arrow", "drop", "circle", "square", "star", "cross", "ring", "bar")
-
-
-class SynthConfig(BaseModel):
-    """Everything that decides the pixels of the rendered data set."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pairs: tuple[Pair, ...] = Field(("horizontal", "vertical", "scale", "rotation"), min_length=1)
-    clips_per_class: int = Field(52, ge=2)
-    val_fraction: float = Field(0.25, gt=0, lt=1)
-    duration_s: tuple[float, float] = (1.0, 2.5)
-    fps: int = Field(16, ge=2, le=120)
-    size_px: tuple[int, int] = (64, 112)
-    """Range of the frame's width and of its height, drawn per clip, always even."""
-    noise: float = Field(3.0, ge=0, le=64)
-    """Upper end of the per-clip standard deviation of the sensor noise, in 8-bit grey levels."""
-    crf: int = Field(14, ge=0, le=51)
-    """x264 quality. Low enough that nothing of the coding order shows in single frames."""
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> SynthConfig:
-        if len(set(self.pairs)) != len(self.pairs):
-            raise ValueError("pairs: each pair may be named once")
-        low, high = self.duration_s
-        if not 0 < low <= high or round(low * self.fps) < 2:
-            raise ValueError("duration_s: needs 0 < low <= high, and two frames at least")
-        if not 16 <= self.size_px[0] <= self.size_px[1] or any(s % 2 for s in self.size_px):
-            raise ValueError("size_px: needs even numbers, 16 <= low <= high")
-        return self
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(name for pair in self.pairs for name in CLASS_PAIRS[pair])
-
-    @property
-    def val_per_class(self) -> int:
-        n = round(self.clips_per_class * self.val_fraction)
-        return min(max(n, 1), self.clips_per_class - 1)
 
 
 class ClipRow(NamedTuple):

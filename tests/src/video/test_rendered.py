@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.stages import synth
+from vidpipe.video.config import CLASS_PAIRS, SynthConfig
 from vidpipe.video.rendered import (
-    CLASS_PAIRS,
     SHAPES,
-    SynthConfig,
     clip_list,
     coverage,
     render_clip,
