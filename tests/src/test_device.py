@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from small_store import small_project
-from test_engine import settings
+from trainings import settings
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
