@@ -18,20 +18,26 @@ if TYPE_CHECKING:
     from vidpipe.errors import VidpipeError
     from vidpipe.methods.base import VideoModel
     from vidpipe.methods.create import create_model, list_methods
+    from vidpipe.training.fit import fit
+    from vidpipe.training.metrics import EpochMetrics
 
 __version__ = "0.1.0"
 __all__ = [
+    "EpochMetrics",
     "VideoModel",
     "VidpipeError",
     "create_model",
+    "fit",
     "list_backbones",
     "list_methods",
 ]
 
 _HOMES = {
+    "EpochMetrics": "vidpipe.training.metrics",
     "VideoModel": "vidpipe.methods.base",
     "VidpipeError": "vidpipe.errors",
     "create_model": "vidpipe.methods.create",
+    "fit": "vidpipe.training.fit",
     "list_backbones": "vidpipe.backbones.listing",
     "list_methods": "vidpipe.methods.create",
 }

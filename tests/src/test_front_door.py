@@ -57,7 +57,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         vidpipe.nosuch  # noqa: B018
 
 
-DOCUMENTED = ["create_model", "list_methods", "list_backbones"]
+DOCUMENTED = ["create_model", "fit", "list_methods", "list_backbones"]
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,6 +29,34 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 8
 """Clips tried for one training sample before its read error ends the training."""
+
+
+class NamedClips(Protocol):
+    """What a training asks of its clips beside the samples."""
+
+    @property
+    def shards(self) -> NDArray[np.int64]: ...
+
+    def name(self, i: int) -> str: ...
+
+
+class Samples(Protocol):
+    """What `Trainer` trains on: by (epoch, index), a sample as `TrainSet` describes it."""
+
+    @property
+    def clips(self) -> NamedClips: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]: ...
+
+
+class Views(Protocol):
+    """What a validation goes through: by index, a sample as `ViewSet` describes it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
 
 
 class Clips:
@@ -182,7 +211,7 @@ class Loader:
 
     def __init__(
         self,
-        data: Dataset[Any],
+        data: Any,
         *,
         workers: int,
         prefetch: int,
@@ -215,7 +244,7 @@ CPU = torch.device("cpu")
 
 
 def train_loader(
-    data: TrainSet,
+    data: Samples,
     batches: EpochBatches,
     workers: int,
     prefetch: int = 2,

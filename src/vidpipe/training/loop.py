@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidpipe.data.batches import EpochBatches
-from vidpipe.data.dataset import TrainSet, ViewSet, train_loader
+from vidpipe.data.dataset import Samples, Views, train_loader
 from vidpipe.data.mixing import PairMixer
 from vidpipe.data.model_input import to_input
 from vidpipe.errors import TrainingStopped, VidpipeError
@@ -55,10 +55,10 @@ def fit(model: VideoModel, *args: Any, **options: Any) -> list[EpochMetrics]:
 class Trainer:
     """One training, from its last checkpoint where it has one.
 
-    `checkpoints`: where to save and to look; None saves nothing. `stop`: asked in each step; once
-    true on any worker, all save and raise TrainingStopped. `mixer` mixes pairs of clips; the
-    training accuracy then counts their heavier labels. Callbacks run on every rank: `on_step` after
-    each step, `on_epoch` after each epoch and its checkpoint.
+    `val_set` None: no validation. `checkpoints`: where to save and to look; None saves nothing.
+    `stop`: asked in each step; once true on any worker, all save and raise TrainingStopped. `mixer`
+    mixes pairs of clips; the training accuracy then counts their heavier labels. Callbacks run on every
+    rank: `on_step` after each step, `on_epoch` after each epoch and its checkpoint.
     Raises VidpipeError when loss or gradient is not finite, naming the step and the clips; when a
     frozen weight received a gradient; and when an epoch had more unreadable clips than
     `train.max_bad_reads` allows.
@@ -67,8 +67,8 @@ class Trainer:
     def __init__(
         self,
         model: VideoModel,
-        train_set: TrainSet,
-        val_set: ViewSet,
+        train_set: Samples,
+        val_set: Views | None,
         config: TrainConfig,
         normalisation: tuple[tuple[float, ...], tuple[float, ...]],
         *,
@@ -173,7 +173,8 @@ class Trainer:
     def _end_epoch(self, timing: EpochTiming) -> EpochMetrics:
         p, config, sums = self.progress, self.config, self.progress.sums
         val_loss = val_top1 = None
-        if (p.epoch + 1) % config.eval_every == 0 or p.epoch + 1 == self.epochs:
+        due = (p.epoch + 1) % config.eval_every == 0 or p.epoch + 1 == self.epochs
+        if self.val_set is not None and due:
             self._save()  # validation may be long
             options = (self.normalisation, self.device, self.rank, self.world_size, self.stop)
             if self.ema is not None:

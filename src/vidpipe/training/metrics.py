@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vidpipe.data.dataset import TrainSet
+from vidpipe.data.dataset import Samples
 from vidpipe.errors import VidpipeError
 
 
@@ -96,7 +96,7 @@ class BadReads:
     """The clips of one epoch that could not be read, counted where batches arrive: each once,
     whichever loader process met it."""
 
-    def __init__(self, data: TrainSet, fraction: float, clips: int) -> None:
+    def __init__(self, data: Samples, fraction: float, clips: int) -> None:
         self.data, self.clips = data, clips
         self.allowed = max(1, int(fraction * clips))
         self.found = 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 
-from vidpipe.data.dataset import ViewSet, view_loader
+from vidpipe.data.dataset import Views, view_loader
 from vidpipe.data.model_input import to_input
 from vidpipe.errors import TrainingStopped
 from vidpipe.methods.base import VideoModel
@@ -19,7 +20,7 @@ from vidpipe.training.parallel import all_sum, any_worker
 @torch.no_grad()
 def validate(
     model: VideoModel,
-    val_set: ViewSet,
+    val_set: Views,
     config: TrainConfig,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]],
     device: torch.device,
@@ -29,7 +30,7 @@ def validate(
 ) -> tuple[float, float]:
     """(loss, top1); each clip counted once however many workers. Raises TrainingStopped on `stop`."""
     model.eval()
-    own = torch.utils.data.Subset(val_set, range(rank, len(val_set), world_size))
+    own = torch.utils.data.Subset(cast(Any, val_set), range(rank, len(val_set), world_size))
     sums = torch.zeros(3, dtype=torch.float64)
     batch_size = max(1, config.batch_size // world_size)
     workers, prefetch = config.loader_workers, config.prefetch
