@@ -1,7 +1,7 @@
 """`vidpipe demo`: a page on this machine to drop a clip on a model.
 
-Nothing is fetched from the internet, nothing leaves the machine; uploads are limited in size, decoded
-in a process of their own, and deleted when they have been read.
+Nothing is fetched from the internet, nothing leaves the machine, and no other page may ask for anything;
+uploads are limited in size, decoded in a process of their own, and deleted when they have been read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import signal
 import socket
 import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +38,9 @@ TOP = 5
 PICTURE = 224
 """Smaller frames are shown this large."""
 COLUMNS = 8
-KEPT_S = 600
-"""Seconds that pictures of an answer stay on disk for the browser."""
+KEPT_S, SWEEP_S = 600, 60
+"""Seconds that a file stays on disk: pictures of an answer, for the browser, and an upload that nobody
+asked about. Seconds between looks at them."""
 ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -74,29 +78,74 @@ def run(job: Job, port: int) -> None:
     with tempfile.TemporaryDirectory(prefix="vidpipe-demo-") as folder, Decoders(opened) as held:
         os.environ.update(ENVIRONMENT, GRADIO_TEMP_DIR=folder)
         page, look = build(opened, held.guards)
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        try:
-            page.queue(max_size=16).launch(
-                server_name=ADDRESS,
-                server_port=port,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=int(job.max_mb * 2**20),
-                footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                **look,
-            )
+        with served(page, look, port, job.max_mb):
             console.print(f"http://{ADDRESS}:{port} (Ctrl-C ends it)")
-            stopped.wait()
-        except OSError as error:
-            raise VidpipeError(f"demo: {ADDRESS}:{port}: {error}") from None
-        finally:
-            page.close(verbose=False)
+            while not stopped.wait(SWEEP_S):
+                sweep(Path(folder), KEPT_S)
+
+
+@contextmanager
+def served(page: Any, look: dict[str, Any], port: int, max_mb: float) -> Iterator[None]:
+    """Serves `page` meanwhile, from a thread of its own. Raises VidpipeError where that cannot be."""
+    from starlette.middleware import Middleware
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        page.queue(max_size=16).launch(
+            server_name=ADDRESS,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=int(max_mb * 2**20),
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            app_kwargs={"middleware": [Middleware(OwnPage, port=port)]},
+            **look,
+        )
+        yield
+    except OSError as error:
+        raise VidpipeError(f"demo: {ADDRESS}:{port}: {error}") from None
+    finally:
+        page.close(verbose=False)
+
+
+class OwnPage:
+    """ASGI middleware: answers this page only, to whoever opened it under its own name.
+
+    Any other Host is a name that somebody let point here (DNS rebinding): its page could read ours. Any
+    other Origin is a page of somebody else that posts to ours.
+    """
+
+    def __init__(self, app: Any, port: int) -> None:
+        self.app = app
+        self.hosts = {f"{name}:{port}" for name in (ADDRESS, "localhost")}
+        self.origins = {f"http://{host}" for host in self.hosts}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket"):
+            given = [(key, value.decode("latin-1")) for key, value in scope["headers"]]
+            hosts = {value for key, value in given if key == b"host"}
+            origins = {value for key, value in given if key == b"origin"}
+            if not hosts or hosts - self.hosts or origins - self.origins:
+                from starlette.responses import PlainTextResponse
+
+                refusal = PlainTextResponse("this page is for its own address only", 403)
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def sweep(folder: Path, age_s: float) -> None:
+    """Delete the files below `folder` that nobody has written to for `age_s` seconds."""
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another thread was faster
+            if path.is_file() and time.time() - path.stat().st_mtime > age_s:
+                path.unlink()
 
 
 def _free_port(port: int) -> int:
@@ -130,6 +179,8 @@ def build(opened: Opened, guards: Guards[str, Segment]) -> tuple[Any, dict[str, 
             return (None, None, *update(NOTHING))
         path = Path(upload)
         try:
+            with suppress(OSError):
+                os.utime(path)  # it may have waited for others, and be old
             segment = decode(path, guards)
         except QuarantineError as error:
             return (None, None, *update((*NOTHING[:4], refusal(path.name, error))))
@@ -141,7 +192,7 @@ def build(opened: Opened, guards: Guards[str, Segment]) -> tuple[Any, dict[str, 
     def chosen(held: tuple[str, Segment] | None, name: str) -> tuple[Any, ...]:
         return update(NOTHING if held is None else answer(opened, name, *held))
 
-    with gr.Blocks(title="vidpipe", analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as page:
+    with gr.Blocks(title="vidpipe", analytics_enabled=False) as page:
         gr.Markdown("## What does the model see in a clip?")
         with gr.Row():
             with gr.Column(scale=1):
