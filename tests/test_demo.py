@@ -12,7 +12,8 @@ import pytest
 
 from pipeline.tools import demo
 
-EDGE = b"--edge\r\nContent-Disposition: form-data; name=files; filename=a.mp4\r\n\r\nclip\r\n--edge--\r\n"
+HEAD = b"Content-Disposition: form-data; name=files; filename=a.mp4"
+EDGE = b"--edge\r\n" + HEAD + b"\r\n\r\nclip\r\n--edge--\r\n"
 FORM = {"Content-Type": "multipart/form-data; boundary=edge"}
 
 

@@ -123,7 +123,9 @@ class OwnPage:
 
     def __init__(self, app: Any, port: int) -> None:
         self.app = app
-        self.hosts = {f"{name}:{port}" for name in (ADDRESS, "localhost")}
+        # Browsers leave out the port of http.
+        end = "" if port == 80 else f":{port}"
+        self.hosts = {f"{name}{end}" for name in (ADDRESS, "localhost")}
         self.origins = {f"http://{host}" for host in self.hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
