@@ -22,13 +22,8 @@ from vidpipe.backbones.zoo import Backbone, load_backbone
 from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
-from vidpipe.interop.reference import (
-    depth_of,
-    frames_of,
-    grid_of,
-    method_config,
-    translate,
-)
+from vidpipe.interop.method_options import method_config
+from vidpipe.interop.names import depth_of, frames_of, grid_of, translate
 from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.registry import VideoModel, build_method
 from vidpipe.methods.st_adapter import STAdapterConfig

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pipeline.cli.app as cli
 from vidpipe.interop import build_from_reference
-from vidpipe.interop.reference import translate
+from vidpipe.interop.names import translate
 from vidpipe.trained.adapter import load_adapter
 
 GOLDEN = SHARED / "golden"

@@ -161,13 +161,13 @@ def test_a_swin_that_does_not_fit_is_named(change: dict, message: str) -> None:
 
 
 def test_channel_groups_of_the_long_class() -> None:
-    from vidpipe.interop.reference import _channel_offsets
+    from vidpipe.interop.method_options import channel_offsets
 
     stdha = {"shift1_div": 16, "shift2_div": 16, "shift3_div": 16, "shift3_right": False}
-    groups = _channel_offsets(64, stdha)
+    groups = channel_offsets(64, stdha)
     assert groups == ((4, -1), (4, 1), (4, -2), (4, 2), (4, -3), (44, 0))
-    assert _channel_offsets(48, {"shift_div": 4}) == ((12, -1), (12, 1), (24, 0))
-    assert _channel_offsets(48, {"shift_div": 8, "long_shift_div": 16}) == (
+    assert channel_offsets(48, {"shift_div": 4}) == ((12, -1), (12, 1), (24, 0))
+    assert channel_offsets(48, {"shift_div": 8, "long_shift_div": 16}) == (
         *((6, -1), (6, 1), (3, -2)),
         (33, 0),
     )

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from project import SHARED
 
 from vidpipe.interop import build_from_reference
-from vidpipe.interop.reference import our_name
+from vidpipe.interop.names import our_name
 from vidpipe.methods.noise import ClipNoise
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.training.config import TrainConfig
