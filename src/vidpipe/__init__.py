@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vidpipe.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from vidpipe.backbones.listing import list_backbones
     from vidpipe.errors import VidpipeError
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from vidpipe.training.fit import fit
     from vidpipe.training.metrics import EpochMetrics
 
-__version__ = "0.1.0"
 __all__ = [
     "EpochMetrics",
     "VideoModel",

@@ -8,12 +8,12 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from vidpipe import __version__
 from vidpipe.export.parity import Parity
 from vidpipe.files import atomic_folder, write_json
 from vidpipe.methods.base import VideoModel
 from vidpipe.trained.adapter import TrainedModel
 from vidpipe.trained.package import FORMAT, VERSION
+from vidpipe.version import __version__
 
 
 def inference_model(model: VideoModel) -> VideoModel:

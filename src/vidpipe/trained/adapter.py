@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vidpipe import __version__
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
 from vidpipe.config.section import OnlyTraining, mark
@@ -27,6 +26,7 @@ from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.create import build_on, create_on
 from vidpipe.methods.registry import METHODS, VideoModel
 from vidpipe.params import Params
+from vidpipe.version import __version__
 
 FORMAT, VERSION = "vidpipe-adapter", 1
 
