@@ -29,7 +29,8 @@ from vidpipe.evaluation.metrics import (
 )
 from vidpipe.files import atomic_folder, read_json, write_json, write_text
 from vidpipe.params import Params
-from vidpipe.trained.adapter import TrainedModel, load_adapter
+from vidpipe.trained.adapter import load_adapter
+from vidpipe.trained.card import TrainedModel
 from vidpipe.viz.plots import plot_calibration, plot_confusion
 
 

@@ -33,7 +33,8 @@ from vidpipe.methods.base import VideoModel
 from vidpipe.methods.linear_probe import LinearProbeConfig
 from vidpipe.methods.registry import build_method
 from vidpipe.params import Params
-from vidpipe.trained.adapter import TrainedModel, load_adapter
+from vidpipe.trained.adapter import load_adapter
+from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.package import load_package
 from vidpipe.video.store import read_manifest
 

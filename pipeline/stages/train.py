@@ -28,7 +28,8 @@ from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
 from vidpipe.params import Params, deciding_sections
 from vidpipe.profile import cost
-from vidpipe.trained.adapter import TrainedModel, load_adapter, new_model, save_adapter
+from vidpipe.trained.adapter import load_adapter, new_model, save_adapter
+from vidpipe.trained.card import TrainedModel
 from vidpipe.training.loop import Trainer
 from vidpipe.training.metrics import EpochMetrics, EpochTiming
 from vidpipe.training.state import Checkpoints, Progress, load_result

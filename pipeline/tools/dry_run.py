@@ -25,7 +25,8 @@ from vidpipe.device import choose_device
 from vidpipe.files import read_json
 from vidpipe.params import Params
 from vidpipe.profile import parameters, saved_by_block
-from vidpipe.trained.adapter import TrainedModel, new_model
+from vidpipe.trained.adapter import new_model
+from vidpipe.trained.card import TrainedModel
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.optim import autocast, autocast_dtype, make_optimizer, set_lr
 from vidpipe.training.recompute import choose_recomputed

@@ -23,15 +23,13 @@ from vidpipe.errors import VidpipeError
 from vidpipe.inference.segments import Request, Segment, Work, decoders, segments
 from vidpipe.inference.stream import predictions
 from vidpipe.params import load_params
-from vidpipe.trained.adapter import FRAMES
+from vidpipe.trained.card import FRAMES
 from vidpipe.trained.predictor import Predictor, frames_of, open_models, predict_extract
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.guard import Guards
 
 Rows = Generator[dict[str, Any], None, None]
 FORMATS = ("table", "jsonl", "parquet")
-MAX_FRAMES = 10_000_000
-"""Of one video: predictions hold no more of a long one than of a short one."""
 GPU_BATCH = 8
 """Segments that go through a GPU together; a CPU gains nothing by more than one."""
 
@@ -85,11 +83,10 @@ class Job:
             frames = {name: getattr(given, name) for name in FRAMES}
         else:
             frames = frames_of(models)
-        limits = {"max_frames": MAX_FRAMES, "min_frames": 1}
         return Opened(
             self,
             predictor,
-            predict_extract(frames, timeout_s=self.timeout_s, max_mb=self.max_mb, **limits),
+            predict_extract(frames, timeout_s=self.timeout_s, max_mb=self.max_mb),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -112,11 +113,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """The content of a JSON file, which may be a stranger's.
+
+    Raises VidpipeError where it is missing, unreadable or not JSON; NaN and infinity are not.
+    """
+
+    def refuse(text: str) -> float:
+        raise ValueError(f"{text[:20]} is not a finite number")
+
+    def finite(text: str) -> float:
+        return value if math.isfinite(value := float(text)) else refuse(text)
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
     except FileNotFoundError:
         raise VidpipeError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise VidpipeError(f"{path}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise VidpipeError(f"{path}: not valid JSON (nested too deep)") from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise VidpipeError(f"{path}: not valid JSON ({error})") from None
 
 

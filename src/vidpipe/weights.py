@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from vidpipe.errors import VidpipeError
+
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8},
+    **{"U8": torch.uint8, "BOOL": torch.bool},
+}
+"""Of a safetensors header; tensors of other types (complex, 8-bit floats) are no weights of ours."""
 
 
 def state_sha256(state: Mapping[str, Tensor]) -> str:
@@ -28,8 +36,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise VidpipeError(f"{path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
             with safe_open(path, framework="pt") as file:
                 names = list(file.keys())
                 return {k: file.get_tensor(k) for k in names}, file.metadata() or {}
@@ -42,6 +48,58 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise VidpipeError(f"{path} cannot be read: {reason}") from error
     raise VidpipeError(f"{path}: expected a .safetensors, .pt, .pth or .bin file")
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file of ours.
+
+    Raises VidpipeError where it is missing or damaged, or has numbers that are not finite.
+    """
+    state = _open(file, lambda opened: {name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    refuse_not_finite(str(file), state)
+    return state
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Names, shapes and types of a .safetensors file's tensors, as tensors without memory.
+
+    Raises VidpipeError where it is missing or damaged.
+    """
+
+    def shapes(opened: Any) -> dict[str, Tensor]:
+        found = {}
+        for name in opened.keys():  # noqa: SIM118 (no mapping)
+            part = opened.get_slice(name)
+            dtype = DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise ValueError(f"{name} is of type {part.get_dtype()}")
+            found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+        return found
+
+    return _open(file, shapes)
+
+
+def _open(file: Path, read: Callable[[Any], dict[str, Tensor]]) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise VidpipeError(f"{file}: no such file")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return read(opened)
+    except Exception as error:  # safetensors raises its own type for every corruption
+        reason = " ".join(str(error).split())[:300]
+        raise VidpipeError(f"{file}: not a readable safetensors file ({reason})") from None
+
+
+def refuse_not_finite(source: str, state: Mapping[str, Tensor]) -> None:
+    """Raise one line naming the first tensor that is complex or holds NaN or infinity: a model of it
+    answers all the same, and its answer means nothing."""
+    for name, tensor in state.items():
+        if tensor.is_complex():
+            raise VidpipeError(f"{source}: {name} is complex; expected real weights")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+            raise VidpipeError(
+                f"{source}: {name} has numbers that are not finite (NaN or infinity)"
+            )
 
 
 def refuse_mismatch(source: str, expected: Mapping[str, Any], got: Mapping[str, Any]) -> None:

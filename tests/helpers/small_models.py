@@ -14,7 +14,8 @@ from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.export.packaging import inference_model, save_package
 from vidpipe.export.parity import Parity
 from vidpipe.methods.registry import METHODS, build_method
-from vidpipe.trained.adapter import TrainedModel, save_adapter
+from vidpipe.trained.adapter import save_adapter
+from vidpipe.trained.card import TrainedModel
 
 NAME, SIZE, T = "vit_tiny_patch16_224", 32, 4
 UNIFORM = SamplingConfig(strategy="uniform", num_frames=T)

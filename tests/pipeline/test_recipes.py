@@ -24,7 +24,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import build_method
 from vidpipe.paper_tables import TOLERANCE, _status, read_rows
 from vidpipe.params import Params, load_params
-from vidpipe.trained.adapter import TrainedModel
+from vidpipe.trained.card import TrainedModel
 from vidpipe.video.store import FrameStore
 
 PARAMS = PROJECT / "params.yaml"

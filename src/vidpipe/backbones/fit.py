@@ -10,11 +10,13 @@ from torch import Tensor
 
 from vidpipe.backbones.swin import ImageModel
 from vidpipe.errors import VidpipeError
-from vidpipe.weights import refuse_mismatch
+from vidpipe.weights import refuse_mismatch, refuse_not_finite
 
 
 def fit_state(vit: ImageModel, state: Mapping[str, Tensor], source: str) -> None:
     """Load `state` into `vit`, resizing the position grid; refuse anything missing or left over."""
+    if odd := [name for name, tensor in state.items() if tensor.is_complex()]:
+        raise VidpipeError(f"{source}: {odd[0]} is complex; expected real weights")
     given = {k: v.float() for k, v in state.items()}
     if isinstance(vit, SwinTransformer):
         try:
@@ -29,4 +31,5 @@ def fit_state(vit: ImageModel, state: Mapping[str, Tensor], source: str) -> None
     if "mask_token" in fitted and not hasattr(vit, "mask_token"):
         fitted.pop("mask_token")  # DINOv2's training token; never used at inference
     refuse_mismatch(source, vit.state_dict(), fitted)
+    refuse_not_finite(source, fitted)
     vit.load_state_dict(fitted)

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
@@ -110,7 +111,9 @@ def create_tower(config: BackboneConfig, tag: str | None) -> Any:
 
     _refuse_unknown(config.name)
     try:
-        return open_clip.create_model(config.name, pretrained=tag)
+        return open_clip.create_model(
+            config.name, pretrained=tag, device=torch.get_default_device()
+        )
     except Exception as error:  # hub clients and open_clip raise many kinds
         raise VidpipeError(
             f"backbone.weights: open_clip {config.name} {tag} could not be loaded "

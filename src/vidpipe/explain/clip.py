@@ -13,7 +13,7 @@ from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.explain.attention import AttentionMaps, attention_maps
 from vidpipe.explain.grad_cam import grad_cam as compute_grad_cam
-from vidpipe.trained.adapter import TrainedModel
+from vidpipe.trained.card import TrainedModel
 
 Kind = Literal["spatial", "temporal", "clip", "grad_cam"]
 

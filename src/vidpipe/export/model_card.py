@@ -14,7 +14,7 @@ from vidpipe.config.identity import deciding_keys
 from vidpipe.export.packaging import describe
 from vidpipe.export.parity import Parity
 from vidpipe.methods.base import VideoModel
-from vidpipe.trained.adapter import TrainedModel
+from vidpipe.trained.card import TrainedModel
 from vidpipe.training.config import TrainConfig
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ from safetensors.torch import save_file
 from vidpipe.export.parity import Parity
 from vidpipe.files import atomic_folder, write_json
 from vidpipe.methods.base import VideoModel
-from vidpipe.trained.adapter import TrainedModel
-from vidpipe.trained.package import FORMAT, VERSION
-from vidpipe.version import __version__
+from vidpipe.trained.card import PACKAGE, TENSORS, Card, TrainedModel
 
 
 def inference_model(model: VideoModel) -> VideoModel:
@@ -25,27 +24,19 @@ def inference_model(model: VideoModel) -> VideoModel:
 def describe(trained: TrainedModel, exported: VideoModel) -> dict[str, Any]:
     """config.json: how to rebuild the model, and what a caller must know."""
     size = trained.transform.size
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "vidpipe": __version__,
-        "method": exported.name,
-        "method_config": exported.config.model_dump(mode="json"),
-        "merged": trained.model.not_mergeable is None,
-        "backbone": trained.backbone.card(),
-        "sampling": trained.sampling.model_dump(mode="json"),
-        "transform": trained.transform.model_dump(mode="json"),
-        "extract": trained.extract,
-        "classes": trained.classes,
+    return Card.of(
+        PACKAGE,
+        replace(trained, model=exported),
+        merged=trained.model.not_mergeable is None,
         # Of the programs and of the served model; `load_package` gives the model behind normalisation.
-        "input": {
+        input={
             "name": "clips",
             "dtype": "uint8",
             "shape": ["batch", trained.sampling.num_frames, 3, size, size],
             "meaning": "RGB frames, short side resized to the size and cropped; not normalised",
         },
-        "output": {"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
-    }
+        output={"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
+    ).plain()
 
 
 def save_package(
@@ -54,6 +45,6 @@ def save_package(
     """Write model, description and proof to `folder` as a whole."""
     state = {name: tensor.cpu().contiguous() for name, tensor in exported.state_dict().items()}
     with atomic_folder(folder) as temporary:
-        save_file(state, temporary / "model.safetensors")
+        save_file(state, temporary / TENSORS[PACKAGE])
         write_json(temporary / "parity.json", [vars(parity) for parity in parities])
         write_json(temporary / "config.json", describe(trained, exported))

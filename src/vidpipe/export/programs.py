@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from vidpipe.errors import VidpipeError
-from vidpipe.trained.adapter import TrainedModel
+from vidpipe.trained.card import TrainedModel
 
 METADATA = "vidpipe.json"
 ONNX_METADATA = "vidpipe"

@@ -28,7 +28,8 @@ from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.registry import VideoModel, build_method
 from vidpipe.methods.st_adapter import STAdapterConfig
 from vidpipe.methods.zeroi2v import ZeroI2VConfig
-from vidpipe.trained.adapter import TrainedModel, save_adapter
+from vidpipe.trained.adapter import save_adapter
+from vidpipe.trained.card import TrainedModel
 from vidpipe.weights import read_weights, refuse_mismatch
 
 IMPORTABLE = ("aim", "st_adapter", "zeroi2v")

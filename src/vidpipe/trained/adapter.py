@@ -1,57 +1,51 @@
 """Adapter checkpoint: a folder with the trained tensors and all that is needed to rebuild the model.
 
-`adapter.safetensors`: trained tensors only. `config.json`: format version, method and its options,
-backbone with the hash of its weights, activation and normalisation, sampling, transform, class
-names, versions. No pickle. Version 1.
+`adapter.safetensors`: trained tensors only. `config.json`: the card (`trained/card.py`): format version,
+method and its options, backbone with the hash of its weights, activation and normalisation, sampling,
+transform, class names, versions. No pickle. Version 1.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
 
-from vidpipe.backbones.config import BackboneConfig
-from vidpipe.backbones.zoo import Backbone, load_backbone
-from vidpipe.config.section import OnlyTraining, mark
+from vidpipe.backbones.zoo import Backbone, architecture, load_backbone
+from vidpipe.config.messages import explain
+from vidpipe.config.section import OnlyTraining, Section, mark
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
-from vidpipe.files import atomic_folder, read_json, write_json
-from vidpipe.methods.config import MethodConfig
-from vidpipe.methods.create import build_on, create_on
-from vidpipe.methods.registry import METHODS, VideoModel
+from vidpipe.files import atomic_folder, write_json
+from vidpipe.methods.create import create_on
+from vidpipe.methods.registry import VideoModel
 from vidpipe.params import Params
-from vidpipe.version import __version__
+from vidpipe.trained.card import (
+    ADAPTER,
+    FRAMES,
+    OWN_BACKBONE,
+    TENSORS,
+    Card,
+    TrainedModel,
+    read_card,
+    refuse_other_weights,
+)
+from vidpipe.weights import read_tensors, refuse_mismatch, state_sha256
 
-FORMAT, VERSION = "vidpipe-adapter", 1
-
-
-@dataclass
-class TrainedModel:
-    """A model in eval mode with what travels beside its weights."""
-
-    model: VideoModel
-    backbone: Backbone
-    classes: list[str]
-    sampling: SamplingConfig
-    transform: TransformConfig
-    extract: dict[str, Any] = field(default_factory=dict)
-    """`short_side` and `fps` of the frames it learned on; empty where that is not known."""
-
-
-FRAMES = ("short_side", "fps")
+Options = TypeVar("Options", bound=Section)
 
 
 def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
     """The model that `params` describe, before its training."""
     backbone = load_backbone(params.backbone, params.transform.size)
-    size, frames = params.transform.size, params.sampling.num_frames
     config = params.method(method)
+    size, frames = params.transform.size, params.sampling.num_frames
     model = create_on(backbone, size, method, len(classes), frames, config)
     extract = {key: getattr(params.extract, key) for key in FRAMES}
     own = TrainedModel(model, backbone, classes, params.sampling, params.transform, extract)
@@ -66,77 +60,48 @@ def start_from(own: TrainedModel, folder: Path) -> None:
     Raises VidpipeError where the adapter is of another method, other options that change what its
     tensors mean, or another backbone's weights.
     """
-    source, model = folder / "config.json", own.model
-    card = read_card(source, FORMAT, VERSION)
-    try:
-        method, options = card["method"], dict(card["method_config"])
-        weights, classes = card["backbone"]["weights_sha256"], list(card["classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise VidpipeError(f"{source}: not a complete adapter description ({error})") from None
+    model = own.model
+    card = read_card(folder, ADAPTER)
     where = f"train.starts_from: {folder}"
-    if method != model.name:
-        raise VidpipeError(f"{where}: an adapter of {method}, but {model.name} is to be trained")
-    _refuse_other_weights(where, weights, own.backbone)
+    if card.method != model.name:
+        raise VidpipeError(
+            f"{where}: an adapter of {card.method}, but {model.name} is to be trained"
+        )
+    refuse_other_weights(where, card.backbone.weights_sha256, own.backbone)
+    options = card.method_config.model_dump(mode="json")
     for name, value in model.config.model_dump(mode="json").items():
         trains = mark(type(model.config).model_fields[name], OnlyTraining)
         if trains is None and options.get(name) != value:
             raise VidpipeError(
-                f"{where}: trained with methods.{method}.{name} {options.get(name)}, not {value}; "
-                "its tensors mean something else with that"
+                f"{where}: trained with methods.{card.method}.{name} {options.get(name)}, not "
+                f"{value}; its tensors mean something else with that"
             )
-    tensors = folder / "adapter.safetensors"
+    tensors = folder / TENSORS[ADAPTER]
     state = read_tensors(tensors)
-    if classes != own.classes:
+    if list(card.classes) != own.classes:
         state |= {n: t for n, t in model.adapter_state().items() if n.startswith("head.")}
     model.load_adapter_state(state, str(tensors))
 
 
-def save_adapter(folder: Path, trained: TrainedModel, extra: dict[str, Any]) -> None:
-    """Write the checkpoint to `folder` as a whole. `extra` goes into config.json under `training`."""
-    model = trained.model
-    state = {name: t.cpu().contiguous() for name, t in model.adapter_state().items()}
+def save_adapter(
+    folder: Path,
+    trained: TrainedModel,
+    extra: dict[str, Any],
+    frozen: dict[str, Tensor] | None = None,
+) -> None:
+    """Write the checkpoint to `folder` as a whole. `extra` goes into config.json under `training`,
+    beside the hash of the tensors. `frozen`: the backbone's, where they have to travel along."""
+    state = {name: t.cpu().contiguous() for name, t in trained.model.adapter_state().items()}
+    if frozen is not None:
+        config = trained.backbone.config.model_copy(update={"weights": OWN_BACKBONE})
+        own = replace(trained.backbone, config=config, sha256=state_sha256(frozen))
+        trained = replace(trained, backbone=own)
+    card = Card.of(ADAPTER, trained, training={**extra, "sha256": state_sha256(state)})
     with atomic_folder(folder) as temporary:
-        save_file(state, temporary / "adapter.safetensors")
-        write_json(
-            temporary / "config.json",
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "vidpipe": __version__,
-                "method": model.name,
-                "method_config": model.config.model_dump(mode="json"),
-                "backbone": {
-                    **trained.backbone.card(),
-                    "weights": trained.backbone.config.weights,
-                },
-                "sampling": trained.sampling.model_dump(mode="json"),
-                "transform": trained.transform.model_dump(mode="json"),
-                "extract": trained.extract,
-                "classes": trained.classes,
-                "training": extra,
-            },
-        )
-
-
-def read_card(source: Path, form: str, version: int) -> dict[str, Any]:
-    """A model folder's config.json. Raises VidpipeError where it is of another format or version."""
-    card: dict[str, Any] = read_json(source)
-    if card.get("format") != form or card.get("version") != version:
-        raise VidpipeError(
-            f"{source}: format {card.get('format')!r} version {card.get('version')!r}, expected "
-            f"{form!r} version {version}"
-        )
-    return card
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Raises VidpipeError where the file is missing or damaged."""
-    try:
-        return load_file(file)
-    except FileNotFoundError:
-        raise VidpipeError(f"{file}: no such file") from None
-    except Exception as error:  # safetensors raises its own type for every corruption
-        raise VidpipeError(f"{file}: not a readable safetensors file ({error})") from None
+        save_file(state, temporary / TENSORS[ADAPTER])
+        if frozen is not None:
+            save_file(frozen, temporary / OWN_BACKBONE)
+        write_json(temporary / "config.json", card.plain())
 
 
 def load_adapter(
@@ -148,55 +113,91 @@ def load_adapter(
     Raises VidpipeError when files are missing or corrupt, or the backbone's weights are others than
     those the adapter was trained on.
     """
-    source = folder / "config.json"
-    card = read_card(source, FORMAT, VERSION)
+    return read_card(folder, ADAPTER).build(folder, weights, backbone)
+
+
+def save(
+    model: VideoModel,
+    folder: str | Path,
+    *,
+    classes: Sequence[str],
+    sampling: SamplingConfig | Mapping[str, Any] | None = None,
+    transform: TransformConfig | Mapping[str, Any] | None = None,
+    extract: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model as an adapter folder, which `vidpipe.load` and the commands predict, evaluate and
+    export read.
+
+    The folder holds what was trained and names the backbone's weights by their hash. Weights that no
+    file or hub holds, random ones or those of a module in memory, are written beside it.
+
+    Args:
+        model: from `vidpipe.create_model` (or `vidpipe.load(...).model`).
+        folder: is made, or replaced as a whole.
+        classes: names of the classes, in the order of the logits.
+        sampling: which frames of a video make a clip, such as `{"strategy": "dense", "stride": 16}`;
+            None: uniform.
+        transform: of the input, as in params.yaml; None: its size only.
+        extract: `{"short_side": pixels, "fps": rate or None}` of the decoded frames it learned on; None:
+            a short side in proportion, and each video's own rate.
+        training: what else is worth recording of the training.
+
+    Returns:
+        The folder.
+
+    Raises:
+        VidpipeError: where the names are not as many as the classes, options do not fit the model, or
+            it was not made by `create_model`.
+
+    Example:
+        >>> vidpipe.save(model, "out", classes=["left", "right"], sampling={"strategy": "uniform"})
+        PosixPath('out')
+    """
+    backbone, size = getattr(model, "backbone", None), getattr(model, "img_size", None)
+    if not isinstance(backbone, Backbone) or not isinstance(size, int):
+        raise VidpipeError(
+            f"save: this {type(model).__name__} does not know its backbone; make it by "
+            "vidpipe.create_model"
+        )
+    if isinstance(classes, str) or len(classes) != model.head.out_features:
+        got = "a text" if isinstance(classes, str) else f"{len(classes)} names"
+        raise VidpipeError(f"classes: {got}, but the model has {model.head.out_features} classes")
+    trained = TrainedModel(
+        model,
+        backbone,
+        list(classes),
+        _options(
+            SamplingConfig, "sampling", sampling, strategy="uniform", num_frames=model.num_frames
+        ),
+        _options(TransformConfig, "transform", transform, size=size),
+        dict(extract or {}),
+    )
+    target, config = Path(folder), backbone.config
+    known = config.hub_tag is not None or Path(config.weights).is_file()
+    frozen = None if known else _frozen_state(backbone, size)
+    save_adapter(target, trained, dict(training or {}), frozen)
+    return target
+
+
+def _options(
+    schema: type[Options], what: str, given: Options | Mapping[str, Any] | None, **own: Any
+) -> Options:
+    """`given` as `schema` has it, over the model's `own` values; another size or number is refused."""
+    plain = given.model_dump() if isinstance(given, BaseModel) else dict(given or {})
+    for key in plain.keys() & {"num_frames", "size"}:
+        if plain[key] != own[key]:
+            raise VidpipeError(f"{what}.{key}: {plain[key]}, but the model was made for {own[key]}")
     try:
-        recorded = card["backbone"]
-        backbone_config = BackboneConfig(
-            source=recorded["source"],
-            name=recorded["name"],
-            weights=weights or recorded["weights"],
-        )
-        method = card["method"]
-        method_config: MethodConfig = METHODS[method].Config.model_validate(card["method_config"])
-        sampling = SamplingConfig.model_validate(card["sampling"])
-        transform = TransformConfig.model_validate(card["transform"])
-        classes = list(card["classes"])
-        extract = dict(card.get("extract", {}))
-    except (KeyError, TypeError, ValidationError) as error:
-        raise VidpipeError(f"{source}: not a complete adapter description ({error})") from None
-    if backbone is None:
-        backbone = load_backbone(backbone_config, transform.size)
-    else:
-        backbone = _shared(backbone, transform.size, folder)
-    _refuse_other_weights(str(folder), recorded["weights_sha256"], backbone)
-    frames, size = sampling.num_frames, transform.size
-    model = build_on(backbone, size, method, len(classes), frames, method_config)
-    for name in model.carried():  # may be a part of a backbone that others use
-        owner, _, leaf = name.rpartition(".")
-        parameter = getattr(module := model.get_submodule(owner), leaf)
-        setattr(module, leaf, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
-    tensors = folder / "adapter.safetensors"
-    state = read_tensors(tensors)
-    model.load_adapter_state(state, str(tensors))
-    model.eval()
-    return TrainedModel(model, backbone, classes, sampling, transform, extract)
+        return schema.model_validate({**own, **plain})
+    except ValidationError as error:
+        raise VidpipeError(explain(error, schema, what)) from None
 
 
-def _refuse_other_weights(where: str, recorded: str, backbone: Backbone) -> None:
-    if backbone.sha256 != recorded:
-        raise VidpipeError(
-            f"{where}: trained on weights {recorded[:12]}, but {backbone.config.weights} has "
-            f"{backbone.sha256[:12]}; name the right backbone.weights"
-        )
-
-
-def _shared(backbone: Backbone, size: int, folder: Path) -> Backbone:
-    """The same tensors in modules of their own, so that a method may change the modules."""
-    grid = cast(Any, backbone.vit.patch_embed).img_size
-    if grid is not None and tuple(grid) != (size, size):
-        raise VidpipeError(
-            f"{folder}: made for {size} px, but the backbone it should share is for {grid[0]} px"
-        )
-    memo: dict[int, Any] = {id(p): p for p in backbone.vit.parameters()}
-    return replace(backbone, vit=copy.deepcopy(backbone.vit, memo))
+def _frozen_state(backbone: Backbone, size: int) -> dict[str, Tensor]:
+    """The image model's own tensors. Raises VidpipeError where its name would not rebuild it."""
+    with torch.device("meta"):
+        expected = architecture(backbone.config, size).state_dict()
+    state = {n: t for n, t in backbone.vit.state_dict().items() if n in expected}
+    refuse_mismatch(f"save: the backbone is no {backbone.config.name}", expected, state)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -11,17 +11,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
+from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig
 from vidpipe.data.model_input import crop_views, to_input
 from vidpipe.errors import VidpipeError
-from vidpipe.files import read_json
 from vidpipe.inference.segments import Segment
-from vidpipe.trained.adapter import FORMAT as ADAPTER_FORMAT
-from vidpipe.trained.adapter import TrainedModel
-from vidpipe.trained.package import open_model
+from vidpipe.trained.card import ADAPTER, Card, TrainedModel, read_card
 from vidpipe.video.config import ExtractConfig
+
+MAX_FRAMES = 10_000_000
 
 
 def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str, TrainedModel]:
@@ -39,28 +38,21 @@ def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str
     for folder, name in zip(folders, names, strict=True):
         name = name if name and names.count(name) == 1 else str(folder)
         if name in opened:
-            raise VidpipeError(f"--model {folder}: given twice")
-        opened[name] = open_model(folder, weights, _backbone(folder, weights, backbones))
+            raise VidpipeError(f"{folder}: given twice")
+        card = read_card(folder)
+        backbone = _backbone(card, folder, weights, backbones)
+        opened[name] = card.build(folder, weights, backbone)
     return opened
 
 
 def _backbone(
-    folder: Path, weights: str | None, known: dict[tuple[str, int], Backbone]
+    card: Card, folder: Path, weights: str | None, known: dict[tuple[str, int], Backbone]
 ) -> Backbone | None:
-    """For an adapter, its backbone as loaded for the first that has it; None leaves it to open_model."""
-    card = read_json(folder / "config.json")
-    try:
-        if card["format"] != ADAPTER_FORMAT:
-            return None
-        recorded, size = card["backbone"], int(card["transform"]["size"])
-        config = BackboneConfig(
-            source=recorded["source"],
-            name=recorded["name"],
-            weights=weights or recorded["weights"],
-        )
-        key = (f"{config.source} {config.name} {weights or recorded['weights_sha256']}", size)
-    except (KeyError, TypeError, ValueError, ValidationError):
-        return None  # open_model says what is missing
+    """Of an adapter, its backbone as loaded for the first that has it; a package holds its own."""
+    if card.format != ADAPTER:
+        return None
+    config, size = card.backbone_config(folder, weights), card.transform.size
+    key = (f"{config.source} {config.name} {weights or card.backbone.weights_sha256}", size)
     if key not in known:
         known[key] = load_backbone(config, size)
     return known[key]
@@ -78,7 +70,7 @@ def frames_of(models: Mapping[str, TrainedModel]) -> dict[str, Any]:
         if frames != expected:
             raise VidpipeError(
                 f"{name}: made for frames of {_words(frames)}, {first} for {_words(expected)}; "
-                "predict with each by itself, or name one with --params"
+                "predict with each by itself, or say which frames to decode"
             )
     if found:
         return next(iter(found.values()))
@@ -92,12 +84,14 @@ def _words(frames: Mapping[str, Any]) -> str:
 
 
 def predict_extract(frames: Mapping[str, Any], **limits: Any) -> ExtractConfig:
-    """Settings for decoding as `frames` (short_side, fps) say, within `limits` of ExtractConfig."""
-    try:
-        return ExtractConfig.model_validate({**frames, **limits})
-    except ValidationError as error:
-        from vidpipe.config.messages import explain
+    """Settings for decoding as `frames` (short_side, fps) say, within `limits` of ExtractConfig.
 
+    A video may have one frame, and many: predictions hold no more of a long one than of a short one.
+    """
+    own = {"min_frames": 1, "max_frames": MAX_FRAMES}
+    try:
+        return ExtractConfig.model_validate({**own, **frames, **limits})
+    except ValidationError as error:
         raise VidpipeError(f"extract: {explain(error, ExtractConfig)}") from None
 
 
@@ -114,7 +108,7 @@ class Predictor:
         for name, trained in self.models.items():
             if self.temporal_clips > 1 and trained.sampling.strategy == "uniform":
                 raise VidpipeError(
-                    f"--temporal-clips {self.temporal_clips}: model {name} samples uniformly, which "
+                    f"{self.temporal_clips} temporal clips: model {name} samples uniformly, which "
                     "covers a video in one clip; only models of dense sampling have more"
                 )
             trained.model.to(self.device).eval()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Generic, NamedTuple, TypeVar
 
 from vidpipe.video.quarantine import QuarantineError
@@ -114,7 +116,8 @@ class _Decoder(Generic[Task, Result]):
     def __init__(self, work: Callable[[Task], Iterator[Result]]) -> None:
         self.pipe, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=_serve, args=(theirs, work), daemon=True)
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()  # so that a dead process is the end of the pipe
         self.alive, self.ready = True, False
         self.job: tuple[int, Task] | None = None
@@ -143,6 +146,18 @@ class _Decoder(Generic[Task, Result]):
         self.process.kill()
         self.process.join()
         self.pipe.close()
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A new process runs the parent's main script once more, under another name, to find what it
+    defines. Ours needs nothing of it, and a script that classifies at its top level would never end."""
+    own = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = own
 
 
 def _serve(pipe: Connection, work: Callable[[Task], Iterator[Result]]) -> None:

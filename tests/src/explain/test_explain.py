@@ -36,7 +36,8 @@ from vidpipe.explain.attention import AttentionMaps
 from vidpipe.explain.clip import Explanation, View
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
 from vidpipe.params import load_params
-from vidpipe.trained.adapter import TrainedModel, new_model, save_adapter
+from vidpipe.trained.adapter import new_model, save_adapter
+from vidpipe.trained.card import TrainedModel
 from vidpipe.video.rendered import render_clip
 from vidpipe.viz.explain import blend, enlarged, overlay, plot_strip, write_animation
 

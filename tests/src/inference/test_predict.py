@@ -28,6 +28,7 @@ from pipeline.cli.app import app
 from pipeline.stages import extract
 from pipeline.tools import predict
 from pipeline.tools.prediction_inputs import sources
+from vidpipe.backbones.config import BackboneConfig
 from vidpipe.data.config import DataConfig, SamplingConfig
 from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.data.sampling import test_indices as middles
@@ -396,7 +397,7 @@ def test_an_adapter_of_another_backbone_is_refused_with_both_hashes(
     sums = [json.loads((folder / "two" / "config.json").read_text())["backbone"]["weights_sha256"]]
     sums.append(
         predictor.load_backbone(
-            predictor.BackboneConfig(name="vit_tiny_patch16_224", weights=str(other)), 32
+            BackboneConfig(name="vit_tiny_patch16_224", weights=str(other)), 32
         ).sha256
     )
     message = rf"two: trained on weights {sums[0][:12]}, but .*other.safetensors has {sums[1][:12]}"
@@ -408,7 +409,7 @@ def test_an_adapter_of_another_backbone_is_refused_with_both_hashes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temporal_clips": 3}, r"--temporal-clips 3: model one samples uniformly"),
+        ({"temporal_clips": 3}, r"3 temporal clips: model one samples uniformly"),
         ({"spatial_crops": 2}, r"--spatial-crops 2: expected 1 or 3"),
         ({"step_s": 1}, r"--step 1: only with --window"),
         ({"window_s": 1, "step_s": 2}, r"--step 2: more than --window 1"),
@@ -434,7 +435,7 @@ def test_a_corrupt_package_is_refused_before_any_video_is_read(
     with pytest.raises(VidpipeError, match=r"model.safetensors: not a readable safetensors file"):
         predict.run(job(broken), ["absent.mp4"])
     (broken / "config.json").write_text("{}")
-    with pytest.raises(VidpipeError, match=r"config.json: format None, expected"):
+    with pytest.raises(VidpipeError, match=r"config.json: format None version None, expected"):
         predict.run(job(broken), ["absent.mp4"])
 
 

@@ -21,7 +21,8 @@ from vidpipe.export.packaging import inference_model, save_package
 from vidpipe.export.parity import prove_parity
 from vidpipe.methods.registry import METHODS, SWIN_METHODS, VideoModel, build_method
 from vidpipe.profile import cost, gmacs, parameters
-from vidpipe.trained.adapter import TrainedModel, load_adapter, save_adapter
+from vidpipe.trained.adapter import load_adapter, save_adapter
+from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.package import load_package
 
 MATRIX = [

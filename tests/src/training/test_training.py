@@ -20,7 +20,8 @@ from vidpipe.errors import VidpipeError
 from vidpipe.export.packaging import inference_model, save_package
 from vidpipe.export.parity import prove_parity
 from vidpipe.methods.registry import METHODS, build_method
-from vidpipe.trained.adapter import TrainedModel, load_adapter, save_adapter
+from vidpipe.trained.adapter import load_adapter, save_adapter
+from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.package import open_model
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import fit
@@ -276,7 +277,7 @@ def test_damaged_checkpoints_are_one_line_errors(tmp_path: Path, weights: Path) 
     with pytest.raises(VidpipeError, match="version 99, expected"):
         load_adapter(folder)
     config.write_text(json.dumps({k: v for k, v in card.items() if k != "classes"}))
-    with pytest.raises(VidpipeError, match="not a complete adapter description"):
+    with pytest.raises(VidpipeError, match="not a complete description of a model"):
         load_adapter(folder)
     config.write_text("{")
     with pytest.raises(VidpipeError, match="not valid JSON"):

@@ -1,0 +1,325 @@
+"""The card of a trained model: `config.json` of an adapter folder and of a package, and the one way
+from it and its tensors to the model.
+
+A folder may come from a stranger. Its card is data: no value of it is believed before the schema has
+seen it, and nothing is allocated before the tensors' shapes in the safetensors header have been
+compared with those of the model that the card describes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from torch import nn
+
+from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.zoo import Backbone, architecture, load_backbone
+from vidpipe.config.messages import explain, nearest
+from vidpipe.config.section import Section
+from vidpipe.data.config import SamplingConfig, TransformConfig
+from vidpipe.errors import VidpipeError
+from vidpipe.files import read_json
+from vidpipe.methods.config import MethodConfig
+from vidpipe.methods.create import build_on
+from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.version import __version__
+from vidpipe.video.config import ExtractConfig
+from vidpipe.weights import read_header, read_tensors, refuse_mismatch, state_sha256
+
+Form = Literal["vidpipe-adapter", "vidpipe-model"]
+ADAPTER: Form = "vidpipe-adapter"
+PACKAGE: Form = "vidpipe-model"
+VERSION = 1
+TENSORS = {ADAPTER: "adapter.safetensors", PACKAGE: "model.safetensors"}
+"""The file of tensors in a folder of each form."""
+OWN_BACKBONE = "backbone.safetensors"
+"""What an adapter records as its backbone's weights where they lie beside it."""
+FRAMES = ("short_side", "fps")
+MAX_BYTES = 16 * 2**20
+"""Of a config.json; Kinetics-700's has 40 KB."""
+MAX_MESSAGE = 400
+"""Characters of a description's error: what is wrong may be as long as the file."""
+
+Mean = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+Std = Annotated[float, Field(ge=1e-3, le=10, allow_inf_nan=False)]
+
+
+@dataclass
+class TrainedModel:
+    """A model in eval mode with what travels beside its weights."""
+
+    model: VideoModel
+    backbone: Backbone
+    classes: list[str]
+    sampling: SamplingConfig
+    transform: TransformConfig
+    extract: dict[str, Any] = field(default_factory=dict)
+    """`short_side` and `fps` of the frames it learned on; empty where that is not known."""
+
+
+class BackboneCard(BackboneConfig):
+    """The image model that a method was trained on, and what goes with its weights."""
+
+    weights: str = ""
+    """Of adapters: where the weights were. A package holds them itself."""
+    weights_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    activation: str
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Std, Std, Std]
+
+
+class Card(Section):
+    """config.json of a model folder."""
+
+    format: Form
+    version: Literal[1]
+    vidpipe: str
+    method: str
+    method_config: SerializeAsAny[MethodConfig]
+    backbone: BackboneCard
+    sampling: SamplingConfig
+    transform: TransformConfig
+    extract: dict[str, Any] = Field({})
+    classes: tuple[str, ...] = Field(min_length=1)
+    training: dict[str, Any] | None = None
+    """Of adapters: how it was trained, for people; `sha256` is of its tensors."""
+    merged: bool | None = None
+    """Of packages: whether the adapters are folded into the backbone's weights."""
+    input: dict[str, Any] | None = None
+    output: dict[str, Any] | None = None
+    """Of packages, for users of their programs."""
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"{method!r} is no method{nearest(method, METHODS)}")
+        return method
+
+    @field_validator("method_config", mode="before")
+    @classmethod
+    def _of_the_method(cls, block: Any, info: ValidationInfo) -> Any:
+        if isinstance(block, MethodConfig):
+            return block
+        method = info.data.get("method")
+        if method is None:  # refused already
+            return MethodConfig()
+        try:
+            return METHODS[method].Config.model_validate(block)
+        except ValidationError as error:
+            raise ValueError(explain(error, METHODS[method].Config)) from None
+
+    @field_validator("extract")
+    @classmethod
+    def _frames(cls, extract: dict[str, Any]) -> dict[str, Any]:
+        if extract and extract.keys() != set(FRAMES):
+            raise ValueError(f"expected {' and '.join(FRAMES)}, or nothing")
+        if extract:
+            ExtractConfig.model_validate(extract)
+        return extract
+
+    @field_validator("classes")
+    @classmethod
+    def _names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in classes:
+            raise ValueError("a class without a name")
+        if len(set(classes)) < len(classes):
+            twice = next(name for i, name in enumerate(classes) if name in classes[:i])
+            raise ValueError(f"{twice!r} appears twice")
+        for name in classes:
+            if any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise ValueError(f"{name!r} is not text")
+        return classes
+
+    @classmethod
+    def of(cls, form: Form, trained: TrainedModel, **more: Any) -> Card:
+        """The card of `trained`. Raises VidpipeError where no folder could say it."""
+        adapter = {"weights": trained.backbone.config.weights} if form == ADAPTER else {}
+        model = trained.model
+        try:
+            return cls(
+                format=form,
+                version=VERSION,
+                vidpipe=__version__,
+                method=model.name,
+                method_config=model.config,
+                backbone=BackboneCard.model_validate({**trained.backbone.card(), **adapter}),
+                sampling=trained.sampling,
+                transform=trained.transform,
+                extract=trained.extract,
+                classes=tuple(trained.classes),
+                **more,
+            )
+        except ValidationError as error:
+            raise VidpipeError(f"a model's card: {_short(explain(error, cls))}") from None
+
+    def plain(self) -> dict[str, Any]:
+        """What is written to config.json."""
+        values = self.model_dump(mode="json")
+        if self.format == PACKAGE:
+            del values["backbone"]["weights"]
+        return {name: value for name, value in values.items() if value is not None}
+
+    # -- from the card to the model -------------------------------------------------------------
+
+    def backbone_config(self, folder: Path, weights: str | None = None) -> BackboneConfig:
+        """Of an adapter, to load its backbone from `weights`, or from where the card says."""
+        own = self.backbone
+        recorded = str(folder / OWN_BACKBONE) if own.weights == OWN_BACKBONE else own.weights
+        return BackboneConfig(source=own.source, name=own.name, weights=weights or recorded)
+
+    def build(
+        self, folder: Path, weights: str | None = None, backbone: Backbone | None = None
+    ) -> TrainedModel:
+        """The model that this card and the tensors in `folder` describe, in eval mode.
+
+        An adapter's backbone is loaded from `weights` (default: where the card says), or is
+        `backbone`, whose frozen tensors are then shared. Raises VidpipeError where the tensors are
+        missing, damaged, not finite or do not fit, or where the backbone's weights are others than
+        those it was trained on.
+        """
+        tensors = folder / TENSORS[self.format]
+        self._refuse_other_shapes(folder / "config.json", tensors)
+        if self.format == PACKAGE:
+            config = BackboneConfig(
+                source=self.backbone.source, name=self.backbone.name, weights="none"
+            )
+            own = self._with_normalisation(
+                Backbone(
+                    architecture(config, self.transform.size),
+                    config,
+                    self.backbone.weights_sha256,
+                    self.backbone.activation,
+                    (),
+                    (),
+                )
+            )
+            model = self._model(own)
+            model.load_state_dict(read_tensors(tensors))
+        else:
+            if backbone is None:
+                own = load_backbone(self.backbone_config(folder, weights), self.transform.size)
+            else:
+                own = _shared(backbone, self.transform.size, folder)
+            refuse_other_weights(str(folder), self.backbone.weights_sha256, own)
+            own = self._with_normalisation(own)
+            model = self._model(own)
+            self._load_adapter(model, tensors)
+        return TrainedModel(
+            model.eval(), own, list(self.classes), self.sampling, self.transform, self.extract
+        )
+
+    def _with_normalisation(self, backbone: Backbone) -> Backbone:
+        return replace(backbone, mean=self.backbone.mean, std=self.backbone.std)
+
+    def _model(self, backbone: Backbone) -> VideoModel:
+        size, frames, classes = self.transform.size, self.sampling.num_frames, len(self.classes)
+        return build_on(backbone, size, self.method, classes, frames, self.method_config)
+
+    def _load_adapter(self, model: VideoModel, tensors: Path) -> None:
+        state = read_tensors(tensors)
+        recorded = (self.training or {}).get("sha256")
+        if recorded is not None and recorded != (found := state_sha256(state)):
+            raise VidpipeError(
+                f"{tensors}: not the tensors that were trained: sha256 {found[:12]}, config.json "
+                f"has {str(recorded)[:12]!r}; copy the folder again"
+            )
+        for name in model.carried():  # may be a part of a backbone that others use
+            owner, _, leaf = name.rpartition(".")
+            parameter = getattr(module := model.get_submodule(owner), leaf)
+            setattr(module, leaf, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+        model.load_adapter_state(state, str(tensors))
+
+    def _refuse_other_shapes(self, source: Path, tensors: Path) -> None:
+        """Compare the header with a model on the meta device, which takes no memory."""
+        header = read_header(tensors)
+        config = BackboneConfig(
+            source=self.backbone.source, name=self.backbone.name, weights="none"
+        )
+        try:
+            with torch.device("meta"):
+                vit = architecture(config, self.transform.size)
+                model = build_method(
+                    self.method,
+                    vit,
+                    len(self.classes),
+                    self.sampling.num_frames,
+                    self.method_config,
+                )
+        except VidpipeError as error:
+            raise VidpipeError(f"{source}: {error}") from None
+        except Exception as error:  # sizes beyond what a tensor may have raise many kinds
+            raise VidpipeError(
+                f"{source}: describes no possible model; {_short(_first_line(error))}"
+            ) from None
+        expected = cast(
+            Mapping[str, torch.Tensor],
+            model.state_dict() if self.format == PACKAGE else model.carried(),
+        )
+        refuse_mismatch(str(tensors), expected, header)
+        for name, tensor in expected.items():
+            if header[name].is_floating_point() != tensor.is_floating_point():
+                raise VidpipeError(
+                    f"{tensors}: {name} is {header[name].dtype}, expected {tensor.dtype}"
+                )
+
+
+def read_card(folder: Path, form: Form | None = None) -> Card:
+    """The card of a model folder; of the given form, where one is given.
+
+    Raises VidpipeError, in one line, for whatever is no card of this version.
+    """
+    source = folder / "config.json"
+    if source.is_file() and source.stat().st_size > MAX_BYTES:
+        raise VidpipeError(f"{source}: larger than any description of a model")
+    raw = read_json(source)
+    if not isinstance(raw, dict):
+        raise VidpipeError(
+            f"{source}: expected the description of a model, got {_short(repr(raw))}"
+        )
+    expected = (ADAPTER, PACKAGE) if form is None else (form,)
+    got, version = raw.get("format"), raw.get("version")
+    if got not in expected or version != VERSION or isinstance(version, bool):
+        raise VidpipeError(
+            f"{source}: format {_short(repr(got))} version {_short(repr(version))}, expected "
+            f"{' or '.join(map(repr, expected))} version {VERSION}"
+        )
+    try:
+        return Card.model_validate(raw)
+    except ValidationError as error:
+        reason = _short(explain(error, Card))
+        raise VidpipeError(f"{source}: not a complete description of a model; {reason}") from None
+
+
+def refuse_other_weights(where: str, recorded: str, backbone: Backbone) -> None:
+    if backbone.sha256 != recorded:
+        raise VidpipeError(
+            f"{where}: trained on weights {recorded[:12]}, but {backbone.config.weights} has "
+            f"{backbone.sha256[:12]}; name the right backbone.weights"
+        )
+
+
+def _shared(backbone: Backbone, size: int, folder: Path) -> Backbone:
+    """The same tensors in modules of their own, so that a method may change the modules."""
+    grid = cast(Any, backbone.vit.patch_embed).img_size
+    if grid is not None and tuple(grid) != (size, size):
+        raise VidpipeError(
+            f"{folder}: made for {size} px, but the backbone it should share is for {grid[0]} px"
+        )
+    memo: dict[int, Any] = {id(p): p for p in backbone.vit.parameters()}
+    return replace(backbone, vit=copy.deepcopy(backbone.vit, memo))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} ..."
