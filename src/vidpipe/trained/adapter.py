@@ -151,8 +151,16 @@ def save(
             it was not made by `create_model`.
 
     Example:
-        >>> vidpipe.save(model, "out", classes=["left", "right"], sampling={"strategy": "uniform"})
-        PosixPath('out')
+        >>> import tempfile, vidpipe
+        >>> from vidpipe.backbones.still import WEIGHTS
+        >>> model = vidpipe.create_model(
+        ...     "aim", "vit_still_patch12_48", num_classes=2, num_frames=8, weights=WEIGHTS
+        ... )
+        >>> dense = {"strategy": "dense", "stride": 16}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     out = save(model, f"{folder}/out", classes=["left", "right"], sampling=dense)
+        ...     sorted(file.name for file in out.iterdir())
+        ['adapter.safetensors', 'config.json']
     """
     backbone, size = getattr(model, "backbone", None), getattr(model, "img_size", None)
     if not isinstance(backbone, Backbone) or not isinstance(size, int):

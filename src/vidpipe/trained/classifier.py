@@ -58,9 +58,9 @@ class Classifier:
         VidpipeError: for more clips than the model's sampling has, or other crops than 1 or 3.
 
     Example:
-        >>> clf = vidpipe.load("models/aim/package")
-        >>> clf.predict("clip.mp4", top=2)
-        [Guess(label='move_left', probability=0.98), Guess(label='move_right', probability=0.01)]
+        >>> clf = Classifier(trained, spatial_crops=3)
+        >>> clf
+        Classifier(st_adapter on vit_still_patch12_48, 2 classes, 8 frames uniform)
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class Classifier:
                 of another shape or type.
 
         Example:
-            >>> frames = torch.randint(0, 256, (8, 3, 240, 320), dtype=torch.uint8)
-            >>> [best] = clf.predict(frames, top=1)
-            >>> best.label in clf.classes
+            >>> frames = torch.zeros(20, 3, 240, 320, dtype=torch.uint8)
+            >>> best, other = clf.predict(frames)
+            >>> best.label in clf.classes and best.probability >= other.probability
             True
         """
         if top < 1:
@@ -142,8 +142,9 @@ class Classifier:
             VidpipeError: as `predict`.
 
         Example:
-            >>> a, b = clf.features(["one.mp4", "other.mp4"])
-            >>> similarity = torch.cosine_similarity(a, b, dim=0)
+            >>> frames = torch.zeros(20, 3, 240, 320, dtype=torch.uint8)
+            >>> clf.features([frames, frames]).shape
+            torch.Size([2, 96])
         """
         if not isinstance(video, list | tuple):
             return self.features([cast(Video, video)])[0]
@@ -164,8 +165,6 @@ class Classifier:
             VidpipeError: for another shape or type.
 
         Example:
-            >>> import torch, vidpipe
-            >>> clf = example()
             >>> clf.preprocess(torch.zeros(8, 3, 60, 80, dtype=torch.uint8)).shape
             torch.Size([1, 3, 8, 48, 48])
         """
@@ -182,7 +181,9 @@ class Classifier:
             VidpipeError: where the method cannot be merged, with the reason.
 
         Example:
-            >>> merged = clf.merge()
+            >>> clf.merge()
+            Traceback (most recent call last):
+            vidpipe.errors.VidpipeError: st_adapter cannot be merged: ...
         """
         merged = self.model.merge().eval()
         merged.backbone, merged.img_size = self.model.backbone, self.model.img_size
@@ -306,8 +307,15 @@ def load(
             backbone weights that are not those it was trained on.
 
     Example:
-        >>> clf = vidpipe.load("models/aim/adapter", weights="clip.safetensors")
-        >>> clf.predict("clip.mp4", top=5)
+        >>> import tempfile, torch, vidpipe.trained
+        >>> from vidpipe.backbones.still import WEIGHTS
+        >>> model = vidpipe.create_model(
+        ...     "aim", "vit_still_patch12_48", num_classes=2, num_frames=8, weights=WEIGHTS
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     clf = load(vidpipe.trained.save(model, f"{folder}/out", classes=["left", "right"]))
+        >>> len(clf.predict(torch.zeros(30, 3, 60, 80, dtype=torch.uint8), top=5))
+        2
     """
     trained = open_model(Path(folder), None if weights is None else str(weights))
     return Classifier(trained, device, temporal_clips=temporal_clips, spatial_crops=spatial_crops)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +26,17 @@ from torch import Tensor
 from videos import write_video
 
 from pipeline.tools import predict
+from vidpipe.backbones.still import ARCHITECTURE, WEIGHTS
+from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
+from vidpipe.methods.create import create_model
 from vidpipe.trained import Classifier, load, save
+from vidpipe.trained.card import TrainedModel
 from vidpipe.video.decode import decode
+
+CALLS = ("predict", "features", "preprocess", "merge")
 
 
 @pytest.fixture(scope="module")
@@ -237,3 +246,30 @@ def test_what_cannot_be_saved_is_one_line(tmp_path: Path, weights: Path) -> None
     refused("short_side and fps", extract={"short_side": 36})
     del model.backbone
     refused("does not know its backbone; make it by vidpipe.create_model")
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [save, load, Classifier, *(getattr(Classifier, n) for n in CALLS)],
+    ids=lambda thing: thing.__qualname__,
+)
+def test_docstrings_say_what_is_taken_and_given_and_their_examples_run(thing: Any) -> None:
+    text = inspect.getdoc(thing) or ""
+    for name in set(inspect.signature(thing).parameters) - {"self"}:
+        assert f"{name}: " in text, f"{name} is not described"
+    assert "Raises:" in text
+    model = create_model(
+        "st_adapter", ARCHITECTURE, num_classes=2, num_frames=8, weights=WEIGHTS
+    ).eval()
+    sampling, transform = {"strategy": "uniform", "num_frames": 8}, {"size": model.img_size}
+    trained = TrainedModel(
+        *(model, model.backbone, ["left", "right"]),
+        *(SamplingConfig(**sampling), TransformConfig(**transform)),
+    )
+    names = {**vars(sys.modules[thing.__module__]), "trained": trained}
+    names["clf"] = Classifier(trained)
+    (test,) = doctest.DocTestFinder(recurse=False).find(thing, "example", globs=names)
+    assert test.examples
+    report: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
+    assert not report, "".join(report)
