@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from vidpipe.config.overlay import deep_merge, read_yaml
 from vidpipe.config.section import Section
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.registry import METHODS
+from vidpipe.methods.config import CONFIGS
 from vidpipe.params import Params
 
 # Dense sampling: evaluation may take more than one clip of it.
@@ -62,8 +62,8 @@ class Leaf:
 def leaves() -> list[Leaf]:
     """All fields, those of every method and of sections within sections too."""
     found = list(_below(Params, ()))
-    for name, method in METHODS.items():
-        found += _below(method.Config, ("methods", name))
+    for name, config in CONFIGS.items():
+        found += _below(config, ("methods", name))
     return [leaf for leaf in found if leaf.path != ("methods",)]
 
 

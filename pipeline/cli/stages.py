@@ -111,9 +111,9 @@ def report(
 
 
 def _evaluated(workspace: Workspace) -> list[str]:
-    from vidpipe.methods.registry import METHODS
+    from vidpipe.methods.config import CONFIGS
 
-    return [name for name in METHODS if workspace.result(name, "eval.json").exists()]
+    return [name for name in CONFIGS if workspace.result(name, "eval.json").exists()]
 
 
 def run(

@@ -16,6 +16,7 @@ from vidpipe.config.messages import explain, nearest
 from vidpipe.config.overlay import deep_merge, parse_override
 from vidpipe.config.section import NotDecisive, Place, SetBySearch, mark
 from vidpipe.errors import VidpipeError
+from vidpipe.methods.config import CONFIGS
 from vidpipe.params import STAGES, Params
 
 KINDS = {
@@ -169,10 +170,8 @@ def _not_searched(key: str, method: str) -> str | None:
     section, *names = key.split(".")
     if section not in STAGES["train"] or (section == "methods" and names.pop(0) != method):
         return useless
-    from vidpipe.methods.registry import METHODS
-
     model: Any = Params.model_fields[section].annotation
-    model = METHODS[method].Config if section == "methods" else model
+    model = CONFIGS[method] if section == "methods" else model
     field = model.model_fields[names[0]] if names else Params.model_fields[section]
     if found := mark(field, SetBySearch):
         return f"a search sets it itself: {found.why}"
@@ -182,7 +181,5 @@ def _not_searched(key: str, method: str) -> str | None:
 
 def default_space(method: str) -> list[str]:
     """What the method's own file says is worth searching."""
-    from vidpipe.methods.registry import METHODS
-
-    config = METHODS[method].Config
+    config = CONFIGS[method]
     return [f"methods.{method}.{key}={domain}" for key, domain in config.space.items()]

@@ -30,7 +30,7 @@ from vidpipe.export.parity import Parity, prove_parity, prove_program
 from vidpipe.export.programs import Classifier, open_program, require, write_program
 from vidpipe.files import atomic_folder, read_json, write_json, write_text
 from vidpipe.methods.base import VideoModel
-from vidpipe.methods.linear_probe import LinearProbeConfig
+from vidpipe.methods.config import LinearProbeConfig
 from vidpipe.methods.registry import build_method
 from vidpipe.params import Params
 from vidpipe.trained.adapter import load_adapter

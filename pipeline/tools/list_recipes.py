@@ -19,7 +19,8 @@ from vidpipe.backbones.swin import ImageModel
 from vidpipe.backbones.zoo import architecture
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.evaluation.config import EvaluateConfig
-from vidpipe.methods.registry import METHODS, MethodConfig, build_method
+from vidpipe.methods.config import CONFIGS, MethodConfig
+from vidpipe.methods.registry import build_method
 from vidpipe.profile import macs_by_kind, parameters, training_gmacs
 from vidpipe.training.config import TrainConfig
 
@@ -95,7 +96,7 @@ def costs(
     The blocks of a ViT cost the same where all are adapted alike, so three stand for all of them:
     the list of 65 recipes takes seconds in place of minutes. `every_block` builds them all.
     """
-    config = METHODS[method].Config.model_validate_json(options)
+    config = CONFIGS[method].model_validate_json(options)
 
     def measure(depth: int | None) -> Costs:
         with torch.device("meta"):
@@ -147,7 +148,7 @@ def row(recipe: Recipe) -> Row:
     views = EvaluateConfig.model_validate(overlay["evaluate"])
     own = costs(
         method,
-        METHODS[method].Config.model_validate(overlay["methods"][method]).model_dump_json(),
+        CONFIGS[method].model_validate(overlay["methods"][method]).model_dump_json(),
         BackboneConfig.model_validate(overlay["backbone"]).model_dump_json(),
         TransformConfig.model_validate(overlay["transform"]).size,
         sampling.num_frames,

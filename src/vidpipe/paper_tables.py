@@ -14,7 +14,8 @@ import torch
 import yaml
 
 from vidpipe.backbones.swin import ImageModel
-from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.methods.config import CONFIGS
+from vidpipe.methods.registry import build_method
 from vidpipe.profile import cost, macs_by_kind, parameters
 
 ROWS = Path(__file__).parent / "assets" / "paper_tables.yaml"
@@ -53,7 +54,7 @@ def _costs(backbone: str, method: str, options: str, frames: int, classes: int) 
     """Everything a row can ask of one configuration, in millions and in GMACs of all views."""
     with torch.device("meta"):
         image_model = timm.create_model(BACKBONES[backbone], num_classes=0)
-        config = METHODS[method].Config.model_validate(yaml.safe_load(options))
+        config = CONFIGS[method].model_validate(yaml.safe_load(options))
         model = build_method(method, cast(ImageModel, image_model), classes, frames, config)
         counted = cost(model, SIZE)
         inference = model.merge() if model.not_mergeable is None else model

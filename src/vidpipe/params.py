@@ -1,8 +1,8 @@
 """The schema of params.yaml: the single place where a number of the pipeline is defined.
 
 Read through pydantic in lax mode only (DVC writes `1e-05`, which YAML 1.1 reads as text). Each section
-stands beside its code (`training/config.py`, `data/config.py`, ...); a method's own fields live in the
-method's file and are reached through the registry.
+stands beside its code (`training/config.py`, `data/config.py`, `methods/config.py`, ...), and none of
+them needs torch: a typo is answered before it is imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vidpipe.data.config import DataConfig, SamplingConfig, SubsetConfig, Transf
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.config import EvaluateConfig
 from vidpipe.export.config import ExportConfig
-from vidpipe.methods.config import MethodConfig
+from vidpipe.methods.config import CONFIGS, MethodConfig
 from vidpipe.training.config import TrainConfig
 from vidpipe.video.config import ExtractConfig, SynthConfig
 
@@ -66,8 +66,6 @@ class Params(Section):
     @field_validator("methods", mode="before")
     @classmethod
     def _by_registry(cls, blocks: Any) -> Any:
-        from vidpipe.methods.registry import METHODS
-
         if not isinstance(blocks, Mapping):
             return blocks
         parsed: dict[str, MethodConfig] = {}
@@ -75,14 +73,12 @@ class Params(Section):
             if isinstance(block, MethodConfig):
                 parsed[name] = block
                 continue
-            if name not in METHODS:
-                raise VidpipeError(f"methods.{name}: no such method{nearest(name, METHODS)}")
+            if name not in CONFIGS:
+                raise VidpipeError(f"methods.{name}: no such method{nearest(name, CONFIGS)}")
             try:
-                parsed[name] = METHODS[name].Config.model_validate(block or {})
+                parsed[name] = CONFIGS[name].model_validate(block or {})
             except ValidationError as error:
-                raise VidpipeError(
-                    explain(error, METHODS[name].Config, f"methods.{name}")
-                ) from None
+                raise VidpipeError(explain(error, CONFIGS[name], f"methods.{name}")) from None
         return parsed
 
     @model_validator(mode="after")
@@ -98,11 +94,9 @@ class Params(Section):
         """The options of method `name`: its block, or its defaults where it has no block."""
         if name in self.methods:
             return self.methods[name]
-        from vidpipe.methods.registry import METHODS
-
-        if name not in METHODS:
-            raise VidpipeError(f"--method {name}: no such method{nearest(name, METHODS)}")
-        return METHODS[name].Config()
+        if name not in CONFIGS:
+            raise VidpipeError(f"{name}: no such method{nearest(name, CONFIGS)}")
+        return CONFIGS[name]()
 
 
 def deciding_sections(params: Params, stage: str, method: str = "") -> dict[str, Section]:

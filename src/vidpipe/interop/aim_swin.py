@@ -14,8 +14,8 @@ from timm.models import SwinTransformer
 from torch import Tensor
 
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.base import VideoModel
+from vidpipe.methods.config import AIMConfig
 from vidpipe.methods.registry import build_method
 from vidpipe.weights import refuse_mismatch
 

@@ -24,10 +24,8 @@ from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.interop.method_options import method_config
 from vidpipe.interop.names import depth_of, frames_of, grid_of, translate
-from vidpipe.methods.aim import AIMConfig
+from vidpipe.methods.config import AIMConfig, STAdapterConfig, ZeroI2VConfig
 from vidpipe.methods.registry import VideoModel, build_method
-from vidpipe.methods.st_adapter import STAdapterConfig
-from vidpipe.methods.zeroi2v import ZeroI2VConfig
 from vidpipe.trained.adapter import save_adapter
 from vidpipe.trained.card import TrainedModel
 from vidpipe.weights import read_weights, refuse_mismatch

@@ -17,10 +17,8 @@ from vidpipe.interop.names import (
     ZEROI2V_ADAPTERS,
     required,
 )
-from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.base import MethodConfig
-from vidpipe.methods.st_adapter import Position, STAdapterConfig
-from vidpipe.methods.zeroi2v import ZeroI2VConfig
+from vidpipe.methods.config import AIMConfig, Position, STAdapterConfig, ZeroI2VConfig
 
 
 def method_config(

@@ -27,11 +27,9 @@ from vidpipe.interop.names import (
     positive,
     translate,
 )
-from vidpipe.methods.aim import AIMConfig
 from vidpipe.methods.base import MethodConfig
+from vidpipe.methods.config import AIMConfig, STAdapterConfig, ZeroI2VConfig
 from vidpipe.methods.registry import VideoModel, build_method
-from vidpipe.methods.st_adapter import STAdapterConfig
-from vidpipe.methods.zeroi2v import ZeroI2VConfig
 from vidpipe.weights import refuse_mismatch
 
 

@@ -10,42 +10,17 @@ DropPath acts per frame (the released CLIP class drops per token position, an ac
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, cast
+from typing import cast
 
-from pydantic import Field
 from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend_from, embed, to_space, to_time
-from vidpipe.config.section import OnlyTraining
-from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+from vidpipe.methods.base import TemporalEmbedding, VideoModel
+from vidpipe.methods.config import AIMConfig
 from vidpipe.methods.noise import ClipDropPath
-
-
-class AIMConfig(MethodConfig):
-    space: ClassVar = {
-        **MethodConfig.space,
-        "bottleneck_ratio": "choice(0.125,0.25,0.5)",
-        "scale": "uniform(0.25,1)",
-        "drop_path": "choice(0,0.1,0.2)",
-    }
-    bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
-    scale: float = Field(0.5, description="weight s of the MLP adapter (the SSv2 configs use 1)")
-    num_temporal_adapters: Literal[1, 2] = Field(
-        1, description="2 adds an adapter before the temporal attention (SSv2)"
-    )
-    drop_path: Annotated[float, OnlyTraining()] = Field(
-        0.2, ge=0, lt=1, description="last block's rate; linear from 0"
-    )
-    temporal: bool = Field(
-        True, description="false: spatial adaptation only (Table 1), order-blind"
-    )
-    joint: bool = Field(True, description="false: no MLP adapter (Table 1)")
-    blocks: tuple[int, ...] | None = Field(
-        None, description="adapted blocks; null means all (Table 7)"
-    )
 
 
 class Adapter(nn.Module):

@@ -24,7 +24,8 @@ from vidpipe.backbones.swin import (
     stages_of,
 )
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.aim import AIM, Adapter, AIMConfig
+from vidpipe.methods.aim import AIM, Adapter
+from vidpipe.methods.config import AIMConfig
 from vidpipe.methods.noise import ClipDropPath
 from vidpipe.methods.swin import TubeletModel
 

@@ -13,11 +13,8 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from vidpipe.methods.base import MethodConfig, VideoModel
-
-
-class AttentionalPoolingConfig(MethodConfig):
-    pass
+from vidpipe.methods.base import VideoModel
+from vidpipe.methods.config import AttentionalPoolingConfig
 
 
 class PoolingAttention(nn.Module):

@@ -13,40 +13,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend, fold_frames
-from vidpipe.config.section import OnlyTraining
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.attentional_pooling import PoolingAttention
-from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+from vidpipe.methods.base import TemporalEmbedding, VideoModel
+from vidpipe.methods.config import EVLConfig
 from vidpipe.methods.noise import ClipDropout
-
-
-class EVLConfig(MethodConfig):
-    space: ClassVar = {
-        **MethodConfig.space,
-        "num_layers": "choice(1,2,4)",
-        "mlp_dropout": "uniform(0,0.5)",
-    }
-    num_layers: int = Field(4, ge=1, description="decoder layers; the last so many blocks are read")
-    mlp_ratio: float = Field(
-        4.0, gt=0, description="hidden width of a decoder MLP / backbone width"
-    )
-    mlp_dropout: Annotated[float, OnlyTraining()] = Field(0.5, ge=0, lt=1)
-    temporal_conv: bool = Field(True, description="depthwise convolution over 3 frames")
-    temporal_embedding: bool = Field(True, description="one vector a frame; fixes the frame number")
-    temporal_cross_attention: bool = Field(
-        True, description="where the patches of a frame attend to in the frames beside it"
-    )
 
 
 class Features(NamedTuple):

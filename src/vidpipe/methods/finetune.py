@@ -8,10 +8,9 @@ NeurIPS 2021): keys and values of the neighbouring frames, and a temporal block 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field
 from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
@@ -27,17 +26,10 @@ from vidpipe.backbones.ops import (
     to_time,
 )
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
+from vidpipe.methods.base import TemporalEmbedding, VideoModel
+from vidpipe.methods.config import FineTuneConfig, PartialConfig, TemporalFineTuneConfig
 
 Trained = Iterable[nn.Module | nn.Parameter]
-
-
-class FineTuneConfig(MethodConfig):
-    space: ClassVar = {
-        "lr": "loguniform(1e-5,1e-3)",
-        "layer_decay": "choice(0.65,0.8,1)",
-    }
-    architecture: Literal["space_only", "divided", "shift"] = "space_only"
 
 
 class TemporalAttention(nn.Module):
@@ -173,11 +165,6 @@ class FullFineTune(FineTune):
         return [self.vit, *self.temporal_parts()]
 
 
-class PartialConfig(FineTuneConfig):
-    space: ClassVar = {"lr": "loguniform(1e-4,1e-2)", "num_blocks": "choice(1,2,4)"}
-    num_blocks: int = Field(1, ge=1, description="last blocks trained, with the final norm")
-
-
 class Partial(FineTune):
     """Partial fine-tuning: the last blocks and the final norm."""
 
@@ -205,10 +192,6 @@ class BitFit(FineTune):
     def trained(self) -> Trained:
         biases = [p for name, p in self.vit.named_parameters() if name.endswith(".bias")]
         return [*biases, *self.temporal_parts()]
-
-
-class TemporalFineTuneConfig(FineTuneConfig):
-    architecture: Literal["divided", "shift"] = "divided"  # type: ignore[assignment]
 
 
 class TemporalFineTune(FineTune):

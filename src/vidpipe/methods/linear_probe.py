@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from timm.models import VisionTransformer
 
-from vidpipe.methods.base import MethodConfig, VideoModel
-
-
-class LinearProbeConfig(MethodConfig):
-    space: ClassVar = {"lr": "loguniform(1e-3,1e-1)"}
+from vidpipe.methods.base import VideoModel
+from vidpipe.methods.config import LinearProbeConfig
 
 
 class LinearProbe(VideoModel):

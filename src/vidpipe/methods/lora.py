@@ -7,31 +7,16 @@ adds s B A to W. Temporal embedding, final norm and head are trained as in ZeroI
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.methods.stdha import STDHA, STDHAConfig, add_to_linear
-
-Target = Literal["q", "k", "v", "o", "up", "down"]
-
-
-class LoRAConfig(STDHAConfig):
-    space: ClassVar = {
-        **STDHAConfig.space,
-        "rank": "choice(16,64,192)",
-    }
-    rank: int = Field(192, ge=1, description="the paper uses 192 and 128 on ViT-B")
-    scale: float = Field(1.0, description="weight s of the update (alpha / rank elsewhere)")
-    targets: tuple[Target, ...] = Field(
-        ("q", "k", "v", "o"),
-        description="weights with an update: query, key, value, output, MLP up, MLP down; [] is merged",
-    )
+from vidpipe.methods.config import LoRAConfig, Target
+from vidpipe.methods.stdha import STDHA, add_to_linear
 
 
 class Update(nn.Module):

@@ -7,23 +7,14 @@ gets its own. ST-Adapter's Table 1 has it on video as 128 tokens a block, frame 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
-from pydantic import Field
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.methods.base import MethodConfig, VideoModel
-
-
-class PromptTuningConfig(MethodConfig):
-    space: ClassVar = {
-        **MethodConfig.space,
-        "num_tokens": "choice(8,32,128)",
-    }
-    num_tokens: int = Field(128, gt=0, description="learned tokens a block")
+from vidpipe.methods.base import VideoModel
+from vidpipe.methods.config import PromptTuningConfig
 
 
 class PromptTuning(VideoModel):

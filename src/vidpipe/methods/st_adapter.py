@@ -7,70 +7,19 @@ code, which reproduces the paper's parameter and GFLOPs tables with kernel 3x1x1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator, model_validator
 from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend_from
-from vidpipe.methods.base import MethodConfig, VideoModel
-
-Position = Literal["before_attn", "after_attn", "before_mlp", "after_mlp"]
-
-
-class STAdapterConfig(MethodConfig):
-    space: ClassVar = {
-        **MethodConfig.space,
-        "bottleneck_ratio": "choice(0.125,0.25,0.5)",
-        "positions": "choice([before_attn],[before_mlp],[before_attn,before_mlp])",
-    }
-    lr: float = Field(5e-4, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    bottleneck_ratio: float = Field(0.5, gt=0, description="adapter width / backbone width")
-    kernel_size: tuple[int, int, int] = (3, 1, 1)
-    positions: tuple[Position, ...] = Field(("before_attn",), min_length=1)
-    blocks: tuple[int, ...] | dict[Position, tuple[int, ...]] | None = Field(
-        None, description="adapted blocks; null means all; a mapping gives each position its own"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _positions_of_a_mapping(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("blocks"), Mapping):
-            return {"positions": tuple(values["blocks"]), **values}
-        return values
-
-    @model_validator(mode="after")
-    def _one_placement(self) -> STAdapterConfig:
-        if isinstance(self.blocks, dict) and set(self.blocks) != set(self.positions):
-            raise ValueError(
-                f"blocks names the positions {sorted(self.blocks)}, but positions are "
-                f"{sorted(self.positions)}; leave positions out"
-            )
-        return self
-
-    @field_validator("kernel_size")
-    @classmethod
-    def _odd(cls, kernel: tuple[int, int, int]) -> tuple[int, int, int]:
-        if any(k < 1 or k % 2 == 0 for k in kernel):
-            raise ValueError("expected three odd sizes (time, height, width), such as [3, 1, 1]")
-        return kernel
-
-    def placements(self, depth: int) -> list[tuple[int, Position]]:
-        """(block, position) of every adapter, in the order they are made."""
-        if isinstance(self.blocks, dict):
-            at = self.blocks
-            indices = sorted({index for blocks in at.values() for index in blocks})
-            return [(i, p) for i in indices for p in self.positions if i in at[p]]
-        blocks = range(depth) if self.blocks is None else self.blocks
-        return [(i, p) for i in blocks for p in self.positions]
+from vidpipe.methods.base import VideoModel
+from vidpipe.methods.config import Position, STAdapterConfig
 
 
 class Adapter(nn.Module):

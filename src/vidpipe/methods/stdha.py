@@ -8,10 +8,9 @@ rivals in more detail; half of a shifted part comes from t - 1 and half from t +
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field
 from timm.layers import Attention
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
@@ -26,31 +25,8 @@ from vidpipe.backbones.ops import (
     shift_projection,
 )
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.base import MethodConfig, TemporalEmbedding, VideoModel
-
-
-class STDHAConfig(MethodConfig):
-    space: ClassVar = {
-        **MethodConfig.space,
-        "head_offsets": "choice([-1,1],[-1,-1,1,1],[-1,1,-2,2])",
-    }
-    head_offsets: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = Field(
-        None,
-        description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]; "
-        "a list of lists gives each block (ViT) or stage (Swin) its own",
-    )
-    channel_offsets: tuple[tuple[int, int], ...] | None = Field(
-        None, description="(channels, dt) groups covering the width, in place of head_offsets"
-    )
-    shift_ratio: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="part of every head's channels to shift, in place of whole heads (Table 1a)",
-    )
-    shifted: Literal["kv", "qkv", "cls"] = Field(
-        "kv", description="what comes from other frames: K and V, also Q, or only the class token"
-    )
+from vidpipe.methods.base import TemporalEmbedding, VideoModel
+from vidpipe.methods.config import STDHAConfig
 
 
 class STDHA(VideoModel):

@@ -17,7 +17,8 @@ from vidpipe.backbones.ops import fold_frames
 from vidpipe.backbones.swin import blocks_of_stage, patch_embed_of, stages_of, with_tubelets
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import MethodConfig, VideoModel
-from vidpipe.methods.linear_probe import LinearProbe, LinearProbeConfig
+from vidpipe.methods.config import LinearProbeConfig
+from vidpipe.methods.linear_probe import LinearProbe
 
 
 class SwinModel(VideoModel):

@@ -17,12 +17,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.stdha import STDHA, Groups, STDHAConfig, add_to_linear
-
-
-class TemporalHeadsConfig(STDHAConfig):
-    merged: bool = False
-    """True for what `merge` returns: no differences are left to add."""
+from vidpipe.methods.config import TemporalHeadsConfig
+from vidpipe.methods.stdha import STDHA, Groups, add_to_linear
 
 
 class Difference(nn.Module):

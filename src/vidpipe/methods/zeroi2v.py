@@ -10,47 +10,17 @@ some heads from frame t + dt. LayerScale, which the paper's backbones lack, foll
 from __future__ import annotations
 
 import copy
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import Field, field_validator
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import overwrite_linear
-from vidpipe.config.section import OnlyTraining
+from vidpipe.methods.config import QKV, AdapterName, ZeroI2VConfig
 from vidpipe.methods.noise import ClipDropout
-from vidpipe.methods.stdha import STDHA, STDHAConfig
-
-AdapterName = Literal[
-    "attn_in", "attn_in_q", "attn_in_k", "attn_in_v", "attn_out", "mlp_in", "mlp_out"
-]
-QKV: tuple[AdapterName, ...] = ("attn_in_q", "attn_in_k", "attn_in_v")
-
-
-class ZeroI2VConfig(STDHAConfig):
-    space: ClassVar = {
-        **STDHAConfig.space,
-        "bottleneck_ratio": "choice(0.125,0.25,0.5)",
-    }
-    bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
-    scale: float = Field(1.0, description="weight s of every adapter")
-    adapter_dropout: Annotated[float, OnlyTraining()] = Field(0.0, ge=0, lt=1)
-    adapters: tuple[AdapterName, ...] = Field(
-        ("attn_in", "attn_out", "mlp_in", "mlp_out"),
-        description="4 for K400, 3 without mlp_out, 6 with attn_in_q/k/v for attn_in; [] is merged",
-    )
-    activation: Literal["none", "gelu"] = Field(
-        "none", description="gelu is Table 2's rival: it learns as well and cannot be merged"
-    )
-
-    @field_validator("adapters")
-    @classmethod
-    def _one_input(cls, names: tuple[AdapterName, ...]) -> tuple[AdapterName, ...]:
-        if "attn_in" in names and set(QKV) & set(names):
-            raise ValueError("expected attn_in or attn_in_q/k/v, not both")
-        return names
+from vidpipe.methods.stdha import STDHA
 
 
 class LinearAdapter(nn.Module):
