@@ -32,13 +32,15 @@ def show(
     given: Run,
 ) -> None:
     """Draw clips as the model gets them: frames, crops and augmentation, but for normalisation."""
-    from pipeline.tools import data as tool
     from vidpipe.errors import VidpipeError
 
     if split not in ("train", "val"):
         raise VidpipeError(f"--split {split}: expected train or val")
+    params = given.read()
+    from pipeline.tools import data as tool
+
     path = tool.show(
-        given.read(),
+        params,
         given.workspace,
         clips=clips,
         split=split,

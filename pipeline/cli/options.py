@@ -58,6 +58,15 @@ class Configuration:
             found.append({"data": {"root": self.data_root}})
         return found + [parse_override(text) for text in self.set or []]
 
+    def read_raw(self) -> dict[str, Any]:
+        """The parameters as they were given, before they are checked."""
+        from vidpipe.config.overlay import deep_merge, read_yaml
+
+        raw = read_yaml(self.params)
+        for overlay in self.overlays():
+            raw = deep_merge(raw, overlay)
+        return raw
+
     def read(self) -> Params:
         """The checked parameters. Raises VidpipeError."""
         from vidpipe.params import load_params

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 def synth(given: Run) -> None:
     """Render the embedded data set: clips in pairs that are each other's time reversal."""
+    params = given.read()
     from pipeline.stages import synth as stage
 
-    stage.run(given.read().synth, given.workspace.synth)
+    stage.run(params.synth, given.workspace.synth)
 
 
 def extract(given: Run) -> None:
     """Decode and verify videos into the frame store; quarantine what is damaged."""
+    params, workspace = given.read(), given.workspace
     from pipeline.stages import extract as stage
     from vidpipe.files import write_json
 
-    params, workspace = given.read(), given.workspace
     counts = stage.run(params.data, params.extract, workspace.store)
     write_json(workspace.results / "extract.json", counts)
 
@@ -100,13 +101,14 @@ def report(
 ) -> None:
     """One table and one picture over all methods."""
     from pipeline.infra.workspace import Workspace
-    from pipeline.stages import report as stage
     from vidpipe.errors import VidpipeError
 
     workspace = Workspace(out)
     names = methods.split(",") if methods else _evaluated(workspace)
     if not names:
         raise VidpipeError(f"{workspace.results}: nothing evaluated yet; run `vidpipe evaluate`")
+    from pipeline.stages import report as stage
+
     stage.run(names, workspace)
 
 

@@ -29,9 +29,13 @@ def tune(
     given: Run,
 ) -> None:
     """Search parameters of a training with Ray Tune and ASHA; print the best as a command."""
+    from pipeline.infra.search_space import checked_texts
+
     method = given.choose_method(method, given.read())
+    raw = given.read_raw()
+    texts = checked_texts(raw, method, space or [], search)
     from pipeline.tools import tune as tool
 
     how = tool.Search(trials, max_epochs, concurrent, search, seed)
-    best = tool.run(given.params, given.overlays(), method, space or [], how, given.workspace)
+    best = tool.run(raw, method, texts, how, given.workspace)
     typer.echo(best)

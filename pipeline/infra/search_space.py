@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from pipeline.infra.console import console
 from vidpipe.config.messages import explain, nearest
 from vidpipe.config.overlay import deep_merge, parse_override
 from vidpipe.config.section import NotDecisive, Place, SetBySearch, mark
@@ -19,6 +21,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import CONFIGS
 from vidpipe.params import STAGES, Params
 
+ALGORITHMS = ("random", "optuna")
 KINDS = {
     "choice": "choice(0.125,0.25,0.5)",
     "loguniform": "loguniform(1e-4,1e-2)",
@@ -177,6 +180,25 @@ def _not_searched(key: str, method: str) -> str | None:
         return f"a search sets it itself: {found.why}"
     free = mark(field, NotDecisive)
     return useless if free is not None and not isinstance(free, Place) else None
+
+
+def checked_texts(
+    raw: Mapping[str, Any], method: str, texts: Sequence[str], algorithm: str
+) -> list[str]:
+    """`texts`, or the method's own space, once everything about the search is possible.
+
+    Raises VidpipeError. Needs neither torch nor Ray: a typo is answered before they are imported.
+    """
+    used = list(texts) or default_space(method)
+    for warning in check_space(parse_space(used), raw, method):
+        console.print(f"trials with this value will fail: {warning}")
+    if algorithm not in ALGORITHMS:
+        raise VidpipeError(f"--search {algorithm}: expected {' or '.join(ALGORITHMS)}")
+    if algorithm == "optuna" and find_spec("optuna") is None:
+        raise VidpipeError(
+            "--search optuna: optuna is not installed; pip install 'vidpipe[search]'"
+        )
+    return used
 
 
 def default_space(method: str) -> list[str]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vidpipe.config.identity import config_hash
 from vidpipe.files import sha256
 from vidpipe.params import Params, deciding_sections
-from vidpipe.training.state import Checkpoints
-from vidpipe.video.store import FrameStore, manifest_sha256
+
+if TYPE_CHECKING:  # a typo in an argument is answered before torch and pandas are imported
+    from vidpipe.training.state import Checkpoints
+    from vidpipe.video.store import FrameStore
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Workspace:
 
     def checkpoints(self, params: Params, run: str) -> Checkpoints:
         """Of the training `run` (METHOD-HASH), with their copy at `train.storage`."""
+        from vidpipe.training.state import Checkpoints
+
         url = params.train.storage
         mirror = f"{url.rstrip('/')}/{run}" if url else None
         return Checkpoints(self.ray / run / "checkpoints", mirror)
@@ -60,12 +65,16 @@ class Workspace:
 
 
 def open_store(workspace: Workspace, params: Params) -> FrameStore:
+    from vidpipe.video.store import FrameStore
+
     root = params.data.store or workspace.store
     return FrameStore(root, params.train.cache_mb, params.data.reader)
 
 
 def data_hash(workspace: Workspace, params: Params) -> str:
     """Identity of the extracted data: its manifest holds every source file's hash."""
+    from vidpipe.video.store import manifest_sha256
+
     return manifest_sha256(params.data.store or workspace.store)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 import shutil
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +17,24 @@ from rich.table import Table
 from pipeline.infra.console import console
 from pipeline.infra.mlflow.tracking import tracked_run
 from pipeline.infra.ray.tune import NestedRuns, Outcome, Search, run_trials
-from pipeline.infra.search_space import check_space, default_space, overrides, parse_space, resolve
+from pipeline.infra.search_space import overrides, parse_space, resolve
 from pipeline.infra.workspace import Workspace, data_hash, open_store
 from vidpipe.config.identity import config_hash
-from vidpipe.config.overlay import deep_merge, read_yaml
 from vidpipe.errors import VidpipeError
 from vidpipe.files import write_text
 from vidpipe.params import deciding_sections
 
-ALGORITHMS = ("random", "optuna")
-
 
 def run(
-    file: Path,
-    overlays: list[dict[str, Any]],
-    method: str,
-    texts: list[str],
-    search: Search,
-    workspace: Workspace,
+    raw: dict[str, Any], method: str, texts: list[str], search: Search, workspace: Workspace
 ) -> str:
-    """Search `texts` (or the method's own space), show a table and leave it in
+    """Search `texts` (`checked_texts`) over the params `raw`, show a table and leave it in
     `results/tune/METHOD.csv`: one row a trial in the order they were made.
 
     Returns the command that writes the best trial's values into the params file. Raises VidpipeError
-    for a wrong space before anything starts, and when no trial succeeded.
+    when no trial succeeded.
     """
-    raw: dict[str, Any] = read_yaml(file)
-    for overlay in overlays:
-        raw = deep_merge(raw, overlay)
-    params = resolve(raw, [])
-    params.method(method)
-    used = texts or default_space(method)
-    space = parse_space(used)
-    for warning in check_space(space, raw, method):
-        console.print(f"trials with this value will fail: {warning}")
-    if search.algorithm not in ALGORITHMS:
-        raise VidpipeError(f"--search {search.algorithm}: expected {' or '.join(ALGORITHMS)}")
-    if search.algorithm == "optuna" and find_spec("optuna") is None:
-        raise VidpipeError(
-            "--search optuna: optuna is not installed; pip install 'vidpipe[search]'"
-        )
+    params, space = resolve(raw, []), parse_space(texts)
     epochs = search.max_epochs or params.train.epochs
     store = open_store(workspace, params)
     identity = config_hash(
@@ -76,7 +53,7 @@ def run(
     with tracked_run(params.tracking, "tune", method, identity) as parent:
         parent.params({"method": method, "max_epochs": epochs, "trials": search.trials})
         parent.params({"search": search.algorithm, "seed": search.seed})
-        spaces = (text.partition("=") for text in used)
+        spaces = (text.partition("=") for text in texts)
         parent.params({f"space.{key}": domain for key, _, domain in spaces})
         nested = NestedRuns(params.tracking, method, identity, parent.run_id)
         folder = workspace.ray / f"tune-{method}-{identity}"

@@ -20,10 +20,12 @@ from hypothesis import strategies as st
 from project import PROJECT
 from small_store import small_project
 
+from pipeline.infra import search_space
 from pipeline.infra.search_space import (
     Domain,
     as_text,
     check_space,
+    checked_texts,
     default_space,
     overrides,
     parse_space,
@@ -319,15 +321,7 @@ def test_optuna_searches_the_same_twice(project: Path) -> None:
     assert tables[0].count(b"finished") == 3
 
 
-def test_optuna_that_is_not_installed_is_one_line(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pipeline.infra.workspace import Workspace
-    from pipeline.tools import tune as search
-
-    monkeypatch.setattr(search, "find_spec", lambda name: None)
-    how = search.Search(algorithm="optuna")
-    arguments = (Path("params.yaml"), [], "aim", [], how, Workspace(project))
+def test_optuna_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_space, "find_spec", lambda name: None)
     with pytest.raises(VidpipeError, match="optuna is not installed"):
-        search.run(*arguments)
-    assert not (project / "mlflow.db").exists()
+        checked_texts(RAW, "aim", [], "optuna")

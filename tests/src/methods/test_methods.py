@@ -10,8 +10,9 @@ from matrix import every
 from tiny import randomise, tiny_vit
 
 from vidpipe.errors import VidpipeError
+from vidpipe.methods.config import CONFIGS
 from vidpipe.methods.noise import ClipNoise
-from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.methods.registry import METHODS, SWIN_METHODS, VideoModel, build_method
 from vidpipe.methods.stdha import STDHA
 from vidpipe.profile import cost, parameters
 
@@ -253,3 +254,10 @@ def test_st_adapter_blocks_by_position() -> None:
         build("st_adapter", {"blocks": {"before_mlp": [2]}, "positions": ["before_attn"]})
     with pytest.raises(VidpipeError, match=r"\[3\] not in this backbone"):
         build("st_adapter", {"blocks": {"before_mlp": [3]}})
+
+
+def test_every_method_has_its_options_in_the_registry_that_params_read() -> None:
+    assert {name: method.Config for name, method in METHODS.items()} == CONFIGS
+    assert list(METHODS) == list(CONFIGS)
+    assert all(METHODS[name].Config is CONFIGS[name] for name in METHODS)
+    assert all(form.Config is CONFIGS[name] for name, form in SWIN_METHODS.items())

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's five steps, taken: a new method is one file and a registry line, and is tested."""
+"""CONTRIBUTING's five steps, taken: a new method is its options, one file and two lines, and is tested."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ TOY = '''
 import torch
 from torch import nn
 
-from vidpipe.methods.base import MethodConfig, VideoModel
-
-
-class ToyConfig(MethodConfig):
-    taps: int = 3
+from vidpipe.methods.base import VideoModel
+from vidpipe.methods.config import ToyConfig
 
 
 class Toy(VideoModel):
@@ -43,6 +40,10 @@ class Toy(VideoModel):
 '''
 
 
+OPTIONS = """
+class ToyConfig(MethodConfig):
+    taps: int = Field(3, ge=1, le=9)
+"""
 MATRIX_TESTS = "src/methods/test_methods.py"
 
 
@@ -54,6 +55,12 @@ def take_the_steps(folder: Path, toy: str) -> subprocess.CompletedProcess[str]:
         shutil.copy(PROJECT / "tests" / name, tests)
     shutil.copy(PROJECT / "pyproject.toml", folder)
     methods = folder / "src" / "vidpipe" / "methods"
+    options = (methods / "config.py").read_text()
+    options = options.replace("CONFIGS: dict", f"{OPTIONS}\n\nCONFIGS: dict", 1)
+    options = options.replace(
+        '    "evl": EVLConfig,\n', '    "evl": EVLConfig,\n    "toy": ToyConfig,\n'
+    )
+    (methods / "config.py").write_text(options)
     (methods / "toy.py").write_text(toy)
     registry = methods / "registry.py"
     lines = registry.read_text()

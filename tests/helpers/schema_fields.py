@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from conftest import PROJECT
+from project import PROJECT
 from pydantic import BaseModel, ValidationError
 
 from vidpipe.config.overlay import deep_merge, read_yaml
