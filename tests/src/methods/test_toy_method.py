@@ -1,4 +1,4 @@
-"""CONTRIBUTING's five steps, taken: a new method is its options, one file and two lines, and is tested."""
+"""CONTRIBUTING's steps, taken: a new method is its options, one file and two lines, and is tested."""
 
 from __future__ import annotations
 
