@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pipeline.infra.console import console, output
 from pipeline.infra.html_page import Section, picture, write_page
-from pipeline.infra.mlflow.tracking import download
+from pipeline.infra.mlflow.server import download
 from pipeline.infra.workspace import Workspace
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import (

@@ -1,4 +1,4 @@
-"""MLflow, and nothing else here knows it: one run per stage, method and configuration.
+"""Runs in MLflow: one per stage, method and configuration.
 
 A run is found again by its tags, so a rerun writes into the same run, each (metric, step) once.
 The driver owns the run; training workers log into it by its id.
@@ -10,44 +10,27 @@ import os
 import platform
 import subprocess
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Said before MLflow is imported: it would otherwise report usage over the network.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("DO_NOT_TRACK", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-import mlflow
 import numpy as np
 import torch
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 
 import vidpipe
+from pipeline.infra.mlflow.registered_model import log_model
+from pipeline.infra.mlflow.server import tracking_uri
 from pipeline.infra.stopping import Interrupted
 from vidpipe.errors import VidpipeError
 from vidpipe.export.config import ExportConfig
 from vidpipe.params import TrackingConfig
-
-
-def tracking_uri(config: TrackingConfig) -> str:
-    """MLFLOW_TRACKING_URI or `tracking.uri`; a relative sqlite file is made absolute, since Ray's
-    workers run in another folder."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or config.uri
-    prefix = "sqlite:///"
-    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
-        uri = prefix + str(Path(uri.removeprefix(prefix)).resolve())
-    return uri
 
 
 @dataclass
@@ -113,46 +96,19 @@ class TrackedRun:
         method: str,
         extra_requirements: Sequence[str] = (),
     ) -> str | None:
-        """Log the model package as an MLflow model (code and safetensors, no pickle) and register it.
-
-        `example`: uint8 clips (N >= 2, T, 3, H, W); MLflow runs the logged model on it. Returns the
-        registered version; an unchanged package is not logged a second time.
-        """
-        name = f"{export.register_as}-{method}" if export.register_as else None
-        tag = "vidpipe.package"
-        if self.client.get_run(self.run_id).data.tags.get(tag) == package_hash:
-            return self._alias(name, export)
-        # MLflow asks for type hints in place of the signature that it has been given.
-        warnings.filterwarnings("ignore", message=".*[Tt]ype hint", category=UserWarning)
-        with _current(self.uri), mlflow.start_run(run_id=self.run_id):
-            mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(Path(__file__).with_name("serving.py")),
-                artifacts={"package": str(package)},
-                code_paths=[str(Path(vidpipe.__file__).parent)],
-                signature=ModelSignature(
-                    inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *example.shape[1:]))]),
-                    outputs=Schema([TensorSpec(np.dtype("float32"), (-1, classes))]),
-                ),
-                input_example=example,
-                pip_requirements=_requirements(extra_requirements),
-                registered_model_name=name,
-            )
-        # `start_run` as a context marks the run finished; its owner is still at work.
-        self.client.update_run(self.run_id, status="RUNNING")
-        self.tags({tag: package_hash})
-        return self._alias(name, export)
-
-    def _alias(self, name: str | None, export: ExportConfig) -> str | None:
-        if name is None:
-            return None
-        versions = self.client.search_model_versions(f"name = '{name}'")
-        own = [int(v.version) for v in versions if v.run_id == self.run_id]
-        if not own:
-            return None
-        version = str(max(own))
-        self.client.set_registered_model_alias(name, export.alias, version)
-        return version
+        """`log_model` of this run."""
+        return log_model(
+            self.client,
+            self.uri,
+            self.run_id,
+            package,
+            package_hash,
+            example,
+            classes,
+            export,
+            method,
+            extra_requirements,
+        )
 
 
 @contextmanager
@@ -192,33 +148,6 @@ def tracked_run(
     client.set_terminated(run_id, "FINISHED")
 
 
-@contextmanager
-def _current(uri: str) -> Iterator[None]:
-    """MLflow's fluent calls go to `uri`. It puts that into the environment, where a later stage of this
-    process, in another folder, would take it for the user's wish."""
-    name = "MLFLOW_TRACKING_URI"
-    before = os.environ.get(name)
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-
-
-def download(config: TrackingConfig, run_id: str, folder: str, target: Path) -> Path:
-    """Fetch an artifact folder of a run into `target`; returns where it lies."""
-    uri = tracking_uri(config)
-    try:
-        client = MlflowClient(tracking_uri=uri)
-        return Path(client.download_artifacts(run_id, folder, str(target)))
-    except (MlflowException, OSError) as error:
-        line = (str(error).splitlines() or ["no answer"])[0]
-        raise VidpipeError(f"MLflow at {uri}: run {run_id} has no {folder}: {line}") from error
-
-
 def environment() -> dict[str, str]:
     """Machine, versions and the state of the code."""
     facts = {
@@ -239,15 +168,6 @@ def environment() -> dict[str, str]:
             continue
         facts[key] = str(bool(done.stdout.strip())) if key == "git.dirty" else done.stdout.strip()
     return facts
-
-
-def _requirements(extra: Sequence[str] = ()) -> list[str]:
-    """What serving the model imports, pinned to what it was exported with. torchvision is timm's, and
-    has to fit torch."""
-    from importlib.metadata import version
-
-    names = ("mlflow", "numpy", "pydantic", "pyyaml", "safetensors", "timm", "torch", "torchvision")
-    return [f"{name}=={version(name).split('+')[0]}" for name in (*names, *extra)]
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
