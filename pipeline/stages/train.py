@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def _train(
         "classes": classes,
         "store": str(workspace.store),
         "cwd": str(Path.cwd()),
-        "mlflow": {"uri": tracked.uri, "run_id": tracked.run_id},
+        "mlflow": asdict(tracked),
         "run": str(folder),
     }
     with StopRequest(folder / "stop") as request:

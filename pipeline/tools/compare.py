@@ -13,7 +13,6 @@ from rich.table import Table
 
 from pipeline.infra.console import console, output
 from pipeline.infra.html_page import Section, picture, write_page
-from pipeline.infra.mlflow.server import download
 from pipeline.infra.workspace import Workspace
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import (
@@ -98,6 +97,8 @@ def _open(text: str, tracking: Tracking, out: Path) -> Evaluated:
         if (place / "predictions.parquet").is_file():
             return _read(place, text)
     if re.fullmatch(r"[0-9a-f]{32}", text):
+        from pipeline.infra.mlflow.server import download  # two seconds, where it is of use
+
         with TemporaryDirectory() as scratch:
             return _read(download(tracking(), text, "evaluation", Path(scratch)), text[:8])
     raise VidpipeError(

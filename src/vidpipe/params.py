@@ -45,6 +45,11 @@ trained method's block."""
 class TrackingConfig(Section):
     experiment: str = "vidpipe"
     uri: str = Field("sqlite:///mlflow.db", description="MLFLOW_TRACKING_URI overrides it")
+    required: bool = Field(
+        True,
+        description="whether a command refuses to start while MLflow does not answer, and fails in "
+        "the end where it lacks part of the run; false: it warns. No outage ends a training",
+    )
 
 
 class Params(Section):

@@ -133,8 +133,12 @@ class NestedRuns(tune.Callback):
 
     opened: ClassVar[dict[str, Any]] = {}
 
-    def __init__(self, tracking: TrackingConfig, method: str, identity: str, parent: str) -> None:
-        self.tracking, self.method = tracking, method
+    def __init__(
+        self, tracking: TrackingConfig, method: str, identity: str, parent: str | None
+    ) -> None:
+        # No trial ends for what MLflow does; the search's own run says in the end what is missing.
+        self.tracking = tracking.model_copy(update={"required": False})
+        self.method = method
         self.identity, self.parent = identity, parent
 
     def _open(self, trials: list[Any], trial: Any) -> TrackedRun:
@@ -145,7 +149,8 @@ class NestedRuns(tune.Callback):
             # Entered and left by hand: the run stays open between Tune's calls.
             context = tracked_run(self.tracking, "trial", self.method, own)
             run = context.__enter__()
-            run.tags({"mlflow.parentRunId": self.parent, "vidpipe.trial": number})
+            parent = {"mlflow.parentRunId": self.parent} if self.parent else {}
+            run.tags({**parent, "vidpipe.trial": number})
             run.params(sets)
             self.opened[trial.trial_id] = (number, sets, context, run)
         return self.opened[trial.trial_id][3]  # type: ignore[no-any-return]
