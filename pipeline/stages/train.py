@@ -20,18 +20,16 @@ from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
 from pipeline.infra.ray import train as cluster
 from pipeline.infra.stopping import Interrupted, StopRequest, asked
 from pipeline.infra.training_display import Live
+from pipeline.infra.training_setup import TrainingSetup, seeded_model
 from pipeline.infra.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.cpu import use_cpu
-from vidpipe.data.dataset import Clips, TrainSet, ViewSet
-from vidpipe.data.mixing import PairMixer
 from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
 from vidpipe.params import Params, deciding_sections
 from vidpipe.profile import cost
-from vidpipe.trained.adapter import load_adapter, new_model, save_adapter
+from vidpipe.trained.adapter import load_adapter, save_adapter
 from vidpipe.trained.card import TrainedModel
-from vidpipe.training.loop import Trainer
 from vidpipe.training.metrics import EpochMetrics, EpochTiming
 from vidpipe.training.state import Checkpoints, Progress, load_result
 from vidpipe.weights import read_weights, state_sha256
@@ -49,7 +47,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
         choose_device(params.train.use_gpu)  # refuses before anything is begun
     store = open_store(workspace, params)
     classes = list(store.classes)
-    trained = _seeded_model(params, method, classes)
+    trained = seeded_model(params, method, classes)
     costs = cost(trained.model, params.transform.size)
     identity = training_hash(params, method, workspace, trained.backbone.sha256)
     folder = workspace.ray / f"{method}-{identity}"
@@ -155,11 +153,6 @@ def _published(workspace: Workspace, method: str, identity: str) -> dict[str, An
     return {k: v for k, v in read_json(result).items() if k != "cost"}
 
 
-def _seeded_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
-    torch.manual_seed(params.train.seed)
-    return new_model(params, method, classes)
-
-
 def _shown_params(params: Params, method: str) -> dict[str, Any]:
     """What decides this training, for MLflow's table: the method's own block without its name."""
     sections = {"data": params.data, **deciding_sections(params, "train", method)}
@@ -223,28 +216,14 @@ def worker(payload: dict[str, Any]) -> None:
     os.chdir(payload["cwd"])  # paths in params are relative to the project
     params = Params.model_validate(payload["params"])
     method, classes = payload["method"], payload["classes"]
-    use_cpu(params.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    store = open_store(Workspace(Path(payload["store"]).parents[1]), params)
-    trained = _seeded_model(params, method, classes)
-    train_set = TrainSet(
-        Clips(store, "train", classes, params.subset),
-        params.sampling,
-        params.transform,
-        params.train.seed,
-    )
-    val_set = ViewSet(Clips(store, "val", classes), params.sampling, params.transform)
+    workspace = Workspace(Path(payload["store"]).parents[1])
+    setup = TrainingSetup.build(params, method, workspace, classes)
     folder = Path(payload["run"])
-    trainer = Trainer(
-        trained.model,
-        train_set,
-        val_set,
-        params.train,
-        (trained.backbone.mean, trained.backbone.std),
-        device=cluster.device(payload),
+    trainer = setup.trainer(
+        cluster.device(payload),
         rank=cluster.rank(),
         world_size=cluster.world_size(),
-        mixer=PairMixer.of(params.transform, params.train.seed),
         checkpoints=Workspace(folder.parents[1]).checkpoints(params, folder.name),
         stop=asked(folder / "stop"),
     )

@@ -27,17 +27,14 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from pipeline.infra.console import console
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
 from pipeline.infra.search_space import Domain, Space, overrides, resolve
-from pipeline.infra.workspace import Workspace, open_store
+from pipeline.infra.training_setup import TrainingSetup
+from pipeline.infra.workspace import Workspace
 from vidpipe.config.identity import config_hash
-from vidpipe.cpu import use_cpu
-from vidpipe.data.dataset import Clips, TrainSet, ViewSet
-from vidpipe.data.mixing import PairMixer
 from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.params import TrackingConfig
-from vidpipe.trained.adapter import new_model
 from vidpipe.training.config import TrainConfig
-from vidpipe.training.loop import EpochMetrics, EpochTiming, fit
+from vidpipe.training.metrics import EpochMetrics, EpochTiming
 
 SHOWN = ("train_loss", "train_top1", "lr", "val_loss", "val_top1", "clips_per_s")
 REDUCTION = 3  # one trial in so many goes on at each rung of ASHA
@@ -98,33 +95,15 @@ def trial(payload: Mapping[str, Any], sampled: dict[str, Any]) -> None:
     """One training, in a process of Ray Tune. It reports every epoch until it ends or is stopped."""
     os.chdir(payload["cwd"])  # paths in params are relative to the project
     params = resolve(payload["raw"], overrides(sampled), payload["epochs"])
-    use_cpu(params.train.threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     data = params.data.model_copy(update={"store": payload["store"]})
-    store = open_store(Workspace(Path()), params.model_copy(update={"data": data}))
-    classes = payload["classes"]
-    torch.manual_seed(params.train.seed)
-    trained = new_model(params, payload["method"], classes)
-    train_set = TrainSet(
-        Clips(store, "train", classes, params.subset),
-        params.sampling,
-        params.transform,
-        params.train.seed,
-    )
+    params = params.model_copy(update={"data": data})
+    setup = TrainingSetup.build(params, payload["method"], Workspace(Path()), payload["classes"])
 
     def on_epoch(metrics: EpochMetrics, timing: EpochTiming) -> None:
         tune.report({"epoch": metrics.epoch, **metrics.numbers(), **vars(timing)})
 
-    fit(
-        trained.model,
-        train_set,
-        ViewSet(Clips(store, "val", classes), params.sampling, params.transform),
-        params.train,
-        (trained.backbone.mean, trained.backbone.std),
-        device=torch.device(payload["device"]),
-        mixer=PairMixer.of(params.transform, params.train.seed),
-        on_epoch=on_epoch,
-    )
+    setup.trainer(torch.device(payload["device"]), on_epoch=on_epoch).run()
 
 
 class NestedRuns(tune.Callback):

@@ -1,0 +1,74 @@
+"""A training as `params` describe it, for the stage, a trial of a search and the dry run alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline.infra.workspace import Workspace, open_store
+from vidpipe.cpu import use_cpu
+from vidpipe.data.dataset import Clips, TrainSet, ViewSet
+from vidpipe.data.mixing import PairMixer
+from vidpipe.params import Params
+from vidpipe.trained.adapter import new_model
+from vidpipe.trained.card import TrainedModel
+from vidpipe.training.loop import Trainer
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """The model before its training, the clips, and the Trainer that they go into."""
+
+    params: Params
+    trained: TrainedModel
+    train_set: TrainSet
+    val_set: ViewSet
+
+    @classmethod
+    def build(
+        cls,
+        params: Params,
+        method: str,
+        workspace: Workspace,
+        classes: Sequence[str] | None = None,
+    ) -> TrainingSetup:
+        """For this process, whose threads are set; `classes` None: the store's.
+
+        Raises VidpipeError where there is no store, no clip, or no such model.
+        """
+        use_cpu(params.train.threads)
+        store = open_store(workspace, params)
+        classes = list(store.classes if classes is None else classes)
+        return cls(
+            params,
+            seeded_model(params, method, classes),
+            TrainSet(
+                Clips(store, "train", classes, params.subset),
+                params.sampling,
+                params.transform,
+                params.train.seed,
+            ),
+            ViewSet(Clips(store, "val", classes), params.sampling, params.transform),
+        )
+
+    def trainer(self, device: torch.device, **options: Any) -> Trainer:
+        """`options` as of `Trainer`: rank, checkpoints, callbacks."""
+        return Trainer(
+            self.trained.model,
+            self.train_set,
+            self.val_set,
+            self.params.train,
+            (self.trained.backbone.mean, self.trained.backbone.std),
+            device=device,
+            mixer=PairMixer.of(self.params.transform, self.params.train.seed),
+            **options,
+        )
+
+
+def seeded_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
+    """The model that every process begins with: what is random in it comes from `train.seed`."""
+    torch.manual_seed(params.train.seed)
+    return new_model(params, method, classes)
