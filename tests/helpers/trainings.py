@@ -63,5 +63,5 @@ def first_gradients(model: VideoModel, **config: Any) -> dict[str, torch.Tensor]
 
     run.stop = stop
     run.total_steps = 1
-    run._train_epoch()
+    list(run.steps())
     return seen

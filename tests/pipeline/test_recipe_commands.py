@@ -147,7 +147,7 @@ def test_dry_run_plans_times_and_writes_nothing(
     options = {"train.epochs": 3, "train.accumulate": 2, "train.eval_every": 2}
     plan = dry_run(**options)
     assert tree(with_store) == before
-    assert plan["batch"] == "4 clips a step: 1 x 4 in 2 parts"
+    assert plan["batch"] == "4 clips a step: 1 x 4 in parts of 2"
     assert plan["steps"] == "3 in 3 epochs of 1; validated 2 times"  # 7 clips in batches of 4
     assert plan["data"] == "7 clips to train, 3 to validate"
     with_head, without = (

@@ -15,7 +15,7 @@ from timm.layers import QuickGELU
 from timm.models import SwinTransformer, VisionTransformer
 
 from pipeline.infra.recipes import list_recipes, load_recipe, read_recipe
-from pipeline.tools.dry_run import real_steps
+from pipeline.infra.training_setup import TrainingSetup
 from pipeline.tools.list_recipes import DATA, Row, costs, row
 from vidpipe.backbones.zoo import Backbone
 from vidpipe.config.overlay import read_yaml
@@ -339,7 +339,7 @@ def test_one_step_at_reduced_size(name: str, store: FrameStore) -> None:
         name,
         transform={"size": 32, **jitter},
         sampling={"num_frames": frames},
-        train={"batch_size": 4},
+        train={"batch_size": 4, "warmup_epochs": 0},
     )
     (method,) = recipe.methods
     # All classes of the data set, so that ssv2's pairs of classes exist; the store's are two of them.
@@ -350,7 +350,9 @@ def test_one_step_at_reduced_size(name: str, store: FrameStore) -> None:
     trained = TrainedModel(model, backbone, classes, params.sampling, params.transform)
     train_set = TrainSet(Clips(store, "train", classes), params.sampling, params.transform, 0)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    step = next(real_steps(trained, train_set, params, torch.device("cpu")))
+    view_set = ViewSet(Clips(store, "val", classes), params.sampling, params.transform)
+    setup = TrainingSetup(params, trained, train_set, view_set)
+    step = next(setup.trainer(torch.device("cpu")).steps())
     assert math.isfinite(step.loss)
     assert step.loss > 0.5 * math.log(len(classes))
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}

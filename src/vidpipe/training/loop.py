@@ -132,7 +132,10 @@ class Trainer:
 
     def run(self) -> list[EpochMetrics]:
         while not self.progress.finished:
-            timing = self._train_epoch()
+            timing = EpochTiming(clips_per_s=0.0, data_wait=0.0)
+            for info in self.steps():
+                self.on_step(info)
+                timing = EpochTiming(info.clips_per_s, info.data_wait)
             metrics = self._end_epoch(timing)
             self.on_epoch(metrics, timing)
         self.model.recomputed = 0
@@ -142,8 +145,11 @@ class Trainer:
 
     # -- an epoch ---------------------------------------------------------------------------
 
-    def _train_epoch(self) -> EpochTiming:
-        """What is left of it."""
+    def steps(self) -> Iterator[StepInfo]:
+        """Take what is left of the epoch, one optimizer step at a time.
+
+        Raises TrainingStopped, the state saved, after the step in which it was asked to stop.
+        """
         p, every = self.progress, self.config.checkpoint_every
         self.model.train()
         self.forward.train()
@@ -155,20 +161,20 @@ class Trainer:
         loader = iter(self.loader) if p.batch < count else iter(())
         for _ in range(p.batch, count):
             batch = next(loader, None)  # none: the last batch has fewer clips than there are ranks
-            waiting += time.perf_counter() - waited
+            wait = time.perf_counter() - waited
+            waiting += wait
             loss, norm, stopping = self._step(batch, bad)
             p.step, p.batch = p.step + 1, p.batch + 1
             if stopping or (every is not None and p.step % every == 0 and p.batch < count):
                 self._save()
-            waited = time.perf_counter()
-            lr, spent = self._lr(p.step - 1), waited - started
+            now = time.perf_counter()
+            lr, spent = self._lr(p.step - 1), now - started
             pace = (spent / (p.step - first), (p.sums.clips - before) / spent, waiting / spent)
-            where = (p.epoch, p.step, self.total_steps)
-            self.on_step(StepInfo(*where, loss, p.sums.top1, lr, norm, *pace))
+            where, own = (p.epoch, p.step, self.total_steps), (now - waited, wait)
+            yield StepInfo(*where, loss, p.sums.top1, lr, norm, *pace, *own)
             if stopping:
                 raise TrainingStopped
-        seconds = time.perf_counter() - started
-        return EpochTiming((p.sums.clips - before) / seconds, waiting / seconds)
+            waited = time.perf_counter()
 
     def _end_epoch(self, timing: EpochTiming) -> EpochMetrics:
         p, config, sums = self.progress, self.config, self.progress.sums
@@ -254,12 +260,15 @@ class Trainer:
         bad.check(int(p.sums.unreadable))
         return step.mean_loss, norm, stopping > 0
 
+    @property
+    def clips_at_once(self) -> int:
+        """Clips of the largest part of a whole batch."""
+        return next(self._parts(-(-self.batches.batch_size // self.world_size))).stop
+
     def _choose_recomputed(self, batch: dict[str, Any]) -> None:
         """For whole batches, whichever comes first."""
-        own = -(-self.batches.batch_size // self.world_size)
-        at_once, size = next(self._parts(own)).stop, batch["video"].shape[-1]
-        options = (self.config, self.device)
-        self.model.recomputed = choose_recomputed(self.model, size, at_once, *options)
+        options = (batch["video"].shape[-1], self.clips_at_once, self.config, self.device)
+        self.model.recomputed = choose_recomputed(self.model, *options)
 
     def _forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Mean loss of a part of a batch, and its number of clips that were right."""

@@ -88,8 +88,13 @@ class StepInfo:
     lr: float
     grad_norm: float
     seconds_per_step: float
+    """Of the epoch so far, as the next two."""
     clips_per_s: float
     data_wait: float
+    seconds: float
+    """Of this step, with `waited`."""
+    waited: float
+    """For the loader."""
 
 
 class BadReads:
