@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from pipeline.infra.console import console
 from pipeline.infra.locks import Busy, locked
@@ -23,7 +22,7 @@ from pipeline.infra.training_display import Live
 from pipeline.infra.training_setup import TrainingSetup, seeded_model
 from pipeline.infra.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.cpu import use_cpu
-from vidpipe.device import choose_device
+from vidpipe.device import choose_device, set_determinism
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
 from vidpipe.params import Params, deciding_sections
@@ -216,7 +215,6 @@ def worker(payload: dict[str, Any]) -> None:
     os.chdir(payload["cwd"])  # paths in params are relative to the project
     params = Params.model_validate(payload["params"])
     method, classes = payload["method"], payload["classes"]
-    torch.use_deterministic_algorithms(True, warn_only=True)
     workspace = Workspace(Path(payload["store"]).parents[1])
     setup = TrainingSetup.build(params, method, workspace, classes)
     folder = Path(payload["run"])
@@ -227,7 +225,7 @@ def worker(payload: dict[str, Any]) -> None:
         checkpoints=Workspace(folder.parents[1]).checkpoints(params, folder.name),
         stop=asked(folder / "stop"),
     )
-    with ExitStack() as stack:
+    with set_determinism(params.train.deterministic), ExitStack() as stack:
         tracked = live = None
         if cluster.rank() == 0:
             tracked = TrackedRun(**payload["mlflow"])

@@ -15,7 +15,7 @@ import torch
 
 from pipeline.infra.training_setup import TrainingSetup
 from pipeline.infra.workspace import Workspace, training_hash
-from vidpipe.device import choose_device
+from vidpipe.device import choose_device, set_determinism
 from vidpipe.files import read_json
 from vidpipe.params import Params
 from vidpipe.profile import parameters, saved_by_block
@@ -46,7 +46,8 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     needed = _memory_line(trainer)
 
     steps = real_steps(trainer)
-    timed = [next(steps) for _ in range(WARM_UP + TIMED)][WARM_UP:]
+    with set_determinism(train.deterministic):
+        timed = [next(steps) for _ in range(WARM_UP + TIMED)][WARM_UP:]
     step = statistics.median(info.seconds for info in timed)
     waited = sum(info.waited for info in timed) / sum(info.seconds for info in timed)
     validations = -(-epochs // train.eval_every)

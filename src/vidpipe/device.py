@@ -1,10 +1,14 @@
-"""The device that computes. Whether that is a GPU is decided here, for every command."""
+"""The device that computes: which it is, for every command, and that it gives the same bits again."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
+import torch.utils.deterministic
 
 from vidpipe.errors import VidpipeError
 
@@ -25,3 +29,47 @@ def choose_device(use_gpu: UseGpu, cluster_gpus: float | None = None) -> torch.d
             where = "the Ray cluster has no GPU"
         raise VidpipeError(f"train.use_gpu: yes, but {where}; set it to auto or no to use the CPU")
     return torch.device("cuda" if there and use_gpu != "no" else "cpu")
+
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+
+
+@contextmanager
+def set_determinism(wanted: bool = True) -> Iterator[None]:
+    """Within, equal inputs give equal bits on one kind of device, and what cannot do so is refused.
+
+    A warning would not do: attention's backward pass is only deterministic where torch is to raise.
+    Afterwards all is as it was, so that what comes next in this process runs at its own speed. `wanted`
+    False changes nothing.
+    Raises VidpipeError where an operation has no deterministic implementation on its device.
+    """
+    if not wanted:
+        yield
+        return
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    settings = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory
+    workspace = os.environ.get(CUBLAS)
+    try:
+        os.environ[CUBLAS] = ":4096:8"
+        cudnn.deterministic, cudnn.benchmark = True, False
+        # Nothing here reads what it has not written; filling it would only take time.
+        memory.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True)
+        yield
+    except RuntimeError as error:
+        operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise VidpipeError(
+            f"train.deterministic: {operation.split()[-1]} has no deterministic implementation on this "
+            "device; set it to false, and two trainings may differ in their bits"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory = settings
+        if workspace is None:
+            os.environ.pop(CUBLAS, None)
+        else:
+            os.environ[CUBLAS] = workspace

@@ -148,7 +148,7 @@ def test_dry_run_plans_times_and_writes_nothing(
     plan = dry_run(**options)
     assert tree(with_store) == before
     assert plan["batch"] == "4 clips a step: 1 x 4 in parts of 2"
-    assert plan["steps"] == "3 in 3 epochs of 1; validated 2 times"  # 7 clips in batches of 4
+    assert plan["steps"] == "6 in 3 epochs of 2; validated 2 times"  # 7 clips: 4 and 3
     assert plan["data"] == "7 clips to train, 3 to validate"
     with_head, without = (
         int(n.replace(",", "")) for n in re.findall(r"[\d,]{4,}", plan["trained parameters"])
@@ -169,7 +169,7 @@ def test_dry_run_plans_times_and_writes_nothing(
 
 def test_dry_run_counts_steps_workers_and_16_bits(with_store: Path) -> None:
     plan = dry_run(**{"train.steps": 10, "train.num_workers": 2})
-    assert plan["steps"] == "10 in 10 epochs of 1; validated 10 times"
+    assert plan["steps"] == "10 in 5 epochs of 2; validated 5 times"
     assert plan["batch"] == "4 clips a step: 2 x 2"
     assert "2 Ray workers" in plan["device"]
     kept = [

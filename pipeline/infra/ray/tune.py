@@ -30,7 +30,7 @@ from pipeline.infra.search_space import Domain, Space, overrides, resolve
 from pipeline.infra.training_setup import TrainingSetup
 from pipeline.infra.workspace import Workspace
 from vidpipe.config.identity import config_hash
-from vidpipe.device import choose_device
+from vidpipe.device import choose_device, set_determinism
 from vidpipe.errors import VidpipeError
 from vidpipe.params import TrackingConfig
 from vidpipe.training.config import TrainConfig
@@ -95,7 +95,6 @@ def trial(payload: Mapping[str, Any], sampled: dict[str, Any]) -> None:
     """One training, in a process of Ray Tune. It reports every epoch until it ends or is stopped."""
     os.chdir(payload["cwd"])  # paths in params are relative to the project
     params = resolve(payload["raw"], overrides(sampled), payload["epochs"])
-    torch.use_deterministic_algorithms(True, warn_only=True)
     data = params.data.model_copy(update={"store": payload["store"]})
     params = params.model_copy(update={"data": data})
     setup = TrainingSetup.build(params, payload["method"], Workspace(Path()), payload["classes"])
@@ -103,7 +102,8 @@ def trial(payload: Mapping[str, Any], sampled: dict[str, Any]) -> None:
     def on_epoch(metrics: EpochMetrics, timing: EpochTiming) -> None:
         tune.report({"epoch": metrics.epoch, **metrics.numbers(), **vars(timing)})
 
-    setup.trainer(torch.device(payload["device"]), on_epoch=on_epoch).run()
+    with set_determinism(params.train.deterministic):
+        setup.trainer(torch.device(payload["device"]), on_epoch=on_epoch).run()
 
 
 class NestedRuns(tune.Callback):

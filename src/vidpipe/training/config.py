@@ -43,6 +43,9 @@ class TrainConfig(Section):
         description="blocks are recomputed in the backward pass until activations of one worker fit; "
         "0: all blocks; null: none",
     )
+    deterministic: bool = Field(
+        True, description="the same bits again, on one kind of device; false: faster on a GPU"
+    )
     compile: bool = Field(False, description="torch.compile; minutes at the start, bits may differ")
     starts_from: str | None = Field(
         None,

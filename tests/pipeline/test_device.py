@@ -13,10 +13,11 @@ from trainings import settings
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
+from pipeline.infra import training_setup
 from pipeline.infra.ray import tasks
 from pipeline.infra.ray import train as cluster
 from pipeline.infra.ray import tune as trials
-from pipeline.stages import evaluate, train
+from pipeline.stages import evaluate
 from pipeline.tools import predict
 from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
@@ -141,6 +142,26 @@ def test_no_trains_and_evaluates_on_the_cpu_of_a_gpu_machine(
     assert set(seen) == {"cpu"}
 
 
+def test_a_training_is_deterministic_and_what_follows_it_is_not(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`vidpipe run` measures a latency in the process that trained."""
+    small_project(in_folder, epochs=1, warmup_epochs=0)
+    within: list[tuple[bool, bool]] = []
+    forward = Trainer._forward
+
+    def watched(self: Trainer, batch: Any) -> Any:
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        within.append((torch.are_deterministic_algorithms_enabled(), warn_only))
+        return forward(self, batch)
+
+    monkeypatch.setattr(Trainer, "_forward", watched)
+    assert command("train", "--method", "linear_probe").exit_code == 0
+    assert within
+    assert set(within) == {(True, False)}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_auto_trains_on_the_gpu_in_local_mode(
     in_folder: Path, monkeypatch: pytest.MonkeyPatch, a_gpu: None
 ) -> None:
@@ -154,6 +175,6 @@ def test_auto_trains_on_the_gpu_in_local_mode(
         asked.append(device)
         raise Found
 
-    monkeypatch.setattr(train, "Trainer", trainer)
+    monkeypatch.setattr(training_setup, "Trainer", trainer)
     command("train", "--method", "linear_probe")
     assert [device.type for device in asked] == ["cuda"]
