@@ -15,6 +15,7 @@ import torch
 
 from pipeline.infra.training_setup import TrainingSetup
 from pipeline.infra.workspace import Workspace, training_hash
+from vidpipe.data.dataset import ViewSet
 from vidpipe.device import choose_device, set_determinism
 from vidpipe.files import read_json
 from vidpipe.params import Params
@@ -43,7 +44,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     trained, trainer = setup.trained, setup.trainer(device, world_size=workers)
     epochs, total, batches = trainer.epochs, trainer.total_steps, trainer.batches
     tunable = sum(p.numel() for p in trainer.trained.values())
-    needed = _memory_line(trainer)
+    needed = _memory_line(trainer, params.transform.size)
 
     steps = real_steps(trainer)
     with set_determinism(train.deterministic):
@@ -51,7 +52,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     step = statistics.median(info.seconds for info in timed)
     waited = sum(info.waited for info in timed) / sum(info.seconds for info in timed)
     validations = -(-epochs // train.eval_every)
-    validation = _view_seconds(trainer) * len(setup.val_set) / workers
+    validation = _view_seconds(trainer, setup.val_set) * len(setup.val_set) / workers
     hours = total * step + validations * validation
     identity = training_hash(params, method, workspace, trained.backbone.sha256)
     name = f"{method}-{identity}"
@@ -83,20 +84,20 @@ def real_steps(trainer: Trainer) -> Iterator[StepInfo]:
         trainer.progress = Progress() if over else Progress(step=done.step, epoch=done.epoch + 1)
 
 
-def _view_seconds(trainer: Trainer) -> float:
+def _view_seconds(trainer: Trainer, views: ViewSet) -> float:
     """Seconds a clip of validation, from one batch of it, decoded in this process."""
     config = trainer.config.model_copy(update={"loader_workers": 0})
-    clips = min(len(trainer.val_set), max(1, config.batch_size // trainer.world_size))
-    part = torch.utils.data.Subset(trainer.val_set, range(clips))
+    clips = min(len(views), max(1, config.batch_size // trainer.world_size))
+    part = torch.utils.data.Subset(views, range(clips))
     started = time.perf_counter()
     validate(trainer.model, part, config, trainer.normalisation, trainer.device)
     return (time.perf_counter() - started) / clips
 
 
-def _memory_line(trainer: Trainer) -> str:
+def _memory_line(trainer: Trainer, size: int) -> str:
     """Of one worker, with as many clips at once as it is given, and as many blocks recomputed."""
     model, train, clips = trainer.model, trainer.config, trainer.clips_at_once
-    size, device = trainer.val_set.size, trainer.device
+    device = trainer.device
     again = choose_recomputed(model, size, clips, train, device)
     saved = saved_by_block(model, size)
     kept = saved.rest + sum(saved.blocks[again:]) + sum(saved.inputs[:again])

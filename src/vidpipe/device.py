@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.utils.deterministic
@@ -46,7 +46,7 @@ def set_determinism(wanted: bool = True) -> Iterator[None]:
     if not wanted:
         yield
         return
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    cudnn, memory = torch.backends.cudnn, cast(Any, torch.utils.deterministic)
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     settings = cudnn.deterministic, cudnn.benchmark, memory.fill_uninitialized_memory

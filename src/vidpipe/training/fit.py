@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from vidpipe.config.identity import config_hash
 from vidpipe.config.messages import explain
 from vidpipe.data.own import OwnClips, OwnTrainSet, OwnViewSet
-from vidpipe.device import choose_device
+from vidpipe.device import choose_device, set_determinism
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.training.config import TrainConfig
@@ -122,7 +122,8 @@ def fit(
         if on_epoch is not None:
             on_epoch(metrics)
 
-    with _as_before(where, config.threads), _interrupts_end_a_step() as asked:
+    exact = set_determinism(config.deterministic)
+    with _as_before(where, config.threads), exact, _interrupts_end_a_step() as asked:
         trainer = Trainer(
             model,
             OwnTrainSet(train_clips),
