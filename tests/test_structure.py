@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -75,6 +76,12 @@ def test_one_folder_alone_knows(package: str) -> None:
 def test_the_library_imports_no_orchestration() -> None:
     tools = {"ray", "mlflow", "dvc", "typer", "rich", "ruamel", "jinja2", "gradio", "pipeline"}
     assert {m: found for m in LIBRARY if (found := outside(SOURCES[m]) & tools)} == {}
+
+
+def test_the_library_names_no_option_of_the_command_line() -> None:
+    """An error names the argument (`ArgumentError`); the command line says its own option for it."""
+    said = {m: re.findall(r"(?<![\w-])--[a-z][\w-]*", SOURCES[m]) for m in LIBRARY}
+    assert {module: found for module, found in said.items() if found} == {}
 
 
 def test_every_file_of_pipeline_lies_in_a_folder_of_the_plan() -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 if TYPE_CHECKING:
     from pipeline.infra.workspace import Workspace
+    from vidpipe.errors import ArgumentError
     from vidpipe.params import Params
 
 Method = Annotated[
@@ -143,10 +145,29 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
+        from vidpipe.errors import ArgumentError, VidpipeError
+
         for name, (kind, names) in groups.items():
             values[name] = kind(**{each: values.pop(each) for each in names})
-        command(**values)
+        try:
+            command(**values)
+        except ArgumentError as error:
+            raise VidpipeError(_by_option(error, parameters)) from None
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
+
+
+def _by_option(error: ArgumentError, parameters: Sequence[inspect.Parameter]) -> str:
+    """The message with the option's name, where the argument came from an option of this command."""
+    for parameter in parameters:
+        if parameter.name == error.argument.replace(".", "_"):
+            declared = getattr(parameter.annotation, "__metadata__", ())
+            names = [info.default for info in declared if isinstance(info, OptionInfo)]
+            option = names[0] if names and isinstance(names[0], str) else None
+            option = option or f"--{parameter.name.replace('_', '-')}"
+            # A key of params.yaml may have been set there as well.
+            said = f"{error.argument} ({option})" if "." in error.argument else option
+            return f"{said}{error.problem}"
+    return str(error)

@@ -53,7 +53,7 @@ def import_checkpoint(
         backbone={"source": source, "name": backbone, "weights": weights},
         options={
             "num_frames": num_frames,
-            "strategy": sampling,
+            "sampling": sampling,
             "stride": stride,
             "adapter_scale": adapter_scale,
             "heads": heads,

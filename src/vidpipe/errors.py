@@ -8,5 +8,20 @@ class VidpipeError(Exception):
     """
 
 
+class ArgumentError(VidpipeError):
+    """A mistake in one argument of a function, or in one key of params.yaml; the message begins with it.
+
+    `argument`: its name; `problem`: the rest of the message, from the space or colon on. Whoever gave
+    the argument under another name, such as the command line, can say that name in its place.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(argument, problem)
+        self.argument, self.problem = argument, problem
+
+    def __str__(self) -> str:
+        return f"{self.argument}{self.problem}"
+
+
 class TrainingStopped(Exception):
     """A training was asked to stop and did, its state saved; not an error."""

@@ -24,7 +24,7 @@ from vidpipe.config.messages import explain, nearest
 from vidpipe.config.overlay import deep_merge, read_yaml
 from vidpipe.config.section import NotDecisive, Section
 from vidpipe.data.config import DataConfig, SamplingConfig, SubsetConfig, TransformConfig
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.evaluation.config import EvaluateConfig
 from vidpipe.export.config import ExportConfig
 from vidpipe.methods.config import CONFIGS, MethodConfig
@@ -100,7 +100,7 @@ class Params(Section):
         if name in self.methods:
             return self.methods[name]
         if name not in CONFIGS:
-            raise VidpipeError(f"{name}: no such method{nearest(name, CONFIGS)}")
+            raise ArgumentError("method", f" {name}: no such method{nearest(name, CONFIGS)}")
         return CONFIGS[name]()
 
 

@@ -194,7 +194,7 @@ def test_damaged_videos_do_not_stop_the_run(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("extract", "--data-root", "nowhere"), "data.root: nowhere: no such folder"),
+        (("extract", "--data-root", "nowhere"), "data.root (--data-root): nowhere: no such folder"),
         (("extract", "--set", "data.classes=[move_left,move_rihgt]"), "nearest is move_rihgt"),
         (("extract", "--set", "data.annotations=none.csv"), "none.csv: no such file"),
         (("train", "--method", "st_adaptor"), "nearest is st_adapter"),

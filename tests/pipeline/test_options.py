@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shlex
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.cli.options import Configuration, Method, Run, with_options
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import ArgumentError, VidpipeError
 
 SHARED = {field.name for field in fields(Configuration)}
 WITH_A_FILE_OF_THEIR_OWN = {"predict", "demo"}
@@ -107,3 +108,37 @@ def test_overlays_are_laid_in_the_order_recipe_root_overrides() -> None:
 def test_a_method_that_is_not_said_is_refused_with_the_way_out() -> None:
     with pytest.raises(VidpipeError, match=r"^--method is missing: no --recipe; `vidpipe methods`"):
         Run().choose_method(None, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("method", "--method x"),
+        ("seed", "--from-here x"),
+        ("top_k", "--top-k x"),
+        ("data.root", "data.root (--data-root) x"),
+        ("elsewhere", "elsewhere x"),
+    ],
+)
+def test_an_argument_that_is_wrong_is_named_as_the_option_it_came_from(
+    argument: str, said: str
+) -> None:
+    def command(
+        *,
+        method: Method = None,
+        seed: Annotated[int, typer.Option("--from-here", min=0)] = 0,
+        top_k: int = 5,
+        given: Run,
+    ) -> None:
+        raise ArgumentError(argument, " x")
+
+    cli = typer.Typer()
+    cli.command()(with_options(command))
+    error = CliRunner().invoke(cli, []).exception
+    assert isinstance(error, VidpipeError)
+    assert str(error) == said
+
+
+def test_an_error_about_an_argument_reaches_other_processes_whole() -> None:
+    error = pickle.loads(pickle.dumps(ArgumentError("stride", ": uniform sampling has none")))
+    assert (str(error), error.argument) == ("stride: uniform sampling has none", "stride")

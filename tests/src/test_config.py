@@ -11,7 +11,7 @@ from project import PROJECT
 from pipeline.infra.recipes import list_recipes, read_recipe, write_overlay
 from vidpipe.config.identity import config_hash
 from vidpipe.config.overlay import parse_override
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.params import load_params
 
 PARAMS = PROJECT / "params.yaml"
@@ -56,7 +56,7 @@ def test_refusals_name_key_expectation_and_nearest(override: str, message: str) 
 
 @pytest.mark.parametrize("text", ["train.epochs", "=3", "a..b=1", "train.epochs=[1"])
 def test_malformed_overrides(text: str) -> None:
-    with pytest.raises(VidpipeError, match="--set"):
+    with pytest.raises(ArgumentError, match=r"^set "):
         parse_override(text)
 
 

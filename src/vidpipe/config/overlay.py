@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import ArgumentError, VidpipeError
 
 
 def deep_merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,11 +26,11 @@ def parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise VidpipeError(f"--set {text}: expected key=value, such as train.epochs=5")
+        raise ArgumentError("set", f" {text}: expected key=value, such as train.epochs=5")
     try:
         parsed: Any = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise VidpipeError(f"--set {text}: the value is not valid YAML") from None
+        raise ArgumentError("set", f" {text}: the value is not valid YAML") from None
     for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)

@@ -26,7 +26,7 @@ def grad_cam(model: VideoModel, clip: Tensor, target: int, block: int = -1) -> T
         from captum.attr import LayerGradCam
     except ImportError:
         raise VidpipeError(
-            "Grad-CAM needs captum: pip install 'vidpipe[explain]', or leave out --grad-cam"
+            "Grad-CAM needs captum: pip install 'vidpipe[explain]', or leave Grad-CAM out"
         ) from None
     index = block_index(model, block)
     # Modules of its own around the same tensors: the model itself stays as it is.
@@ -60,7 +60,7 @@ class _TappedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             raise VidpipeError(
-                f"Grad-CAM: {self.method} runs its backbone without gradients; leave out --grad-cam"
+                f"Grad-CAM: {self.method} runs its backbone without gradients; leave Grad-CAM out"
             )
         y = self.norm(x)
         first = y.shape[1] - self.grid[0] * self.grid[1]

@@ -6,6 +6,7 @@ would sit on features that they never saw.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
 from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig, TransformConfig
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.interop.method_options import method_config
 from vidpipe.interop.names import depth_of, frames_of, grid_of, translate
 from vidpipe.methods.config import AIMConfig, STAdapterConfig, ZeroI2VConfig
@@ -47,8 +48,8 @@ class ImportOptions:
     size: int | None = None
     """Square input in pixels; the position grid tells it where the checkpoint has one."""
     classes: tuple[str, ...] | None = None
-    strategy: str | None = None
-    """Of the frame sampling: uniform or dense."""
+    sampling: str | None = None
+    """uniform or dense."""
     stride: int | None = None
 
 
@@ -85,7 +86,7 @@ def import_checkpoint(
 
 def read_released(file: Path, method: str) -> Released:
     if method not in IMPORTABLE:
-        raise VidpipeError(f"--from {method}: expected one of {', '.join(IMPORTABLE)}")
+        raise ArgumentError("method", f" {method}: expected one of {', '.join(IMPORTABLE)}")
     try:
         raw, _ = read_weights(file)
     except VidpipeError as error:
@@ -118,12 +119,13 @@ def _named(file: Path) -> Iterator[None]:
     """Name the file and the option where the reader of state dicts can only say `checkpoint`."""
     try:
         yield
+    except ArgumentError:
+        raise
     except VidpipeError as error:
         text = str(error)
-        for said, meant in (("checkpoint: ", f"{file}: "), ("meta.stdha", "--stdha")):
-            if text.startswith(said):
-                text = meant + text.removeprefix(said)
-        raise VidpipeError(text) from None
+        if text.startswith("meta.stdha"):
+            raise ArgumentError("stdha", text.removeprefix("meta.stdha")) from None
+        raise VidpipeError(re.sub("^checkpoint: ", lambda _: f"{file}: ", text)) from None
 
 
 def image_size(released: Released, options: ImportOptions) -> int:
@@ -131,13 +133,16 @@ def image_size(released: Released, options: ImportOptions) -> int:
     patches = released.state.get("vit.patch_embed.proj.weight")
     if patches is None or "vit.pos_embed" not in released.state:
         if options.size is None:
-            raise VidpipeError(
-                f"--size is missing: {released.file} has no position grid to read the input size from"
+            raise ArgumentError(
+                "size",
+                f" is missing: {released.file} has no position grid to read the input size from",
             )
         return options.size
     size = grid_of(released.state) * patches.shape[-1]
     if options.size not in (None, size):
-        raise VidpipeError(f"--size {options.size}: {released.file} has a grid for {size} pixels")
+        raise ArgumentError(
+            "size", f" {options.size}: {released.file} has a grid for {size} pixels"
+        )
     return size
 
 
@@ -149,8 +154,9 @@ def bind(released: Released, backbone: Backbone, options: ImportOptions) -> Trai
     frames = frames_of(state, meta)
     config = method_config(method, state, meta)
     if options.num_frames not in (None, frames):
-        raise VidpipeError(
-            f"--num-frames {options.num_frames}: {released.file} was trained with {frames} frames"
+        raise ArgumentError(
+            "num_frames",
+            f" {options.num_frames}: {released.file} was trained with {frames} frames",
         )
     classes = _classes(released, options.classes)
     size = _plain_vit(backbone).patch_embed.img_size
@@ -170,27 +176,29 @@ def _meta(released: Released, options: ImportOptions) -> dict[str, Any]:
     method, meta = released.method, {}
     scaled, shifted = method in ("aim", "zeroi2v"), method == "zeroi2v"
     needed = [
-        ("--adapter-scale", "adapter_scale", options.adapter_scale, scaled),
-        ("--stdha", "stdha", options.stdha or None, shifted),
-        ("--num-frames", "num_frames", options.num_frames, method == "st_adapter"),
+        ("adapter_scale", options.adapter_scale, scaled),
+        ("stdha", options.stdha or None, shifted),
+        ("num_frames", options.num_frames, method == "st_adapter"),
     ]
-    for option, key, value, wanted in needed:
+    for key, value, wanted in needed:
         if wanted and value is None:
-            raise VidpipeError(
-                f"{option} is missing: {released.file} does not tell it; it is in the "
-                "authors' configuration of this checkpoint"
+            raise ArgumentError(
+                key,
+                f" is missing: {released.file} does not tell it; it is in the authors' "
+                "configuration of this checkpoint",
             )
         if value is not None and not wanted and key != "num_frames":
-            raise VidpipeError(f"{option}: {method} has no such option; leave it out")
+            raise ArgumentError(key, f": {method} has no such option; leave it out")
         meta[key] = value
     return {key: value for key, value in meta.items() if value is not None}
 
 
 def _plain_vit(backbone: Backbone) -> VisionTransformer:
     if not isinstance(backbone.vit, VisionTransformer):
-        raise VidpipeError(
-            f"--backbone {backbone.config.name}: not a plain ViT; a Swin checkpoint loads through "
-            "vidpipe.interop.build_from_reference"
+        raise ArgumentError(
+            "backbone",
+            f" {backbone.config.name}: not a plain ViT; a Swin checkpoint loads through "
+            "vidpipe.interop.build_from_reference",
         )
     return backbone.vit
 
@@ -198,30 +206,35 @@ def _plain_vit(backbone: Backbone) -> VisionTransformer:
 def _refuse_other_architecture(released: Released, backbone: Backbone, heads: int | None) -> None:
     """What weights cannot show, or show too late: sizes, activation, norm, heads."""
     vit, state = _plain_vit(backbone), released.state
-    name = f"--backbone {backbone.config.name}"
+    name = f" {backbone.config.name}"
     width, depth = vit.embed_dim, len(vit.blocks)
     theirs = state["head.weight"].shape[1]
     if theirs != width:
-        raise VidpipeError(f"{name}: width {width}, but {released.file} has {theirs}")
+        raise ArgumentError("backbone", f"{name}: width {width}, but {released.file} has {theirs}")
     if released.whole and (theirs := depth_of(state)) != depth:
-        raise VidpipeError(f"{name}: {depth} blocks, but {released.file} has {theirs}")
+        raise ArgumentError("backbone", f"{name}: {depth} blocks, but {released.file} has {theirs}")
     own_heads = cast(Any, vit.blocks[0]).attn.num_heads
     if heads not in (None, own_heads):
-        raise VidpipeError(f"{name}: {own_heads} heads a block, but --heads is {heads}")
+        raise ArgumentError("heads", f" {heads}: backbone{name} has {own_heads} heads a block")
     # ST-Adapter's code knows CLIP only, and its file holds nothing that would tell.
     clip = "vit.norm_pre.weight" in state or not released.whole
     activation, eps = ("quickgelu", 1e-5) if clip else ("gelu", 1e-6)
     kind = "CLIP" if clip else "ImageNet"
     if clip == isinstance(vit.norm_pre, nn.Identity):
-        raise VidpipeError(f"{name}: not a {kind} ViT, on which {released.file} was trained")
+        raise ArgumentError(
+            "backbone", f"{name}: not a {kind} ViT, on which {released.file} was trained"
+        )
     if backbone.activation != activation:
         hint = "; choose its quickgelu variant" if clip else ""
-        raise VidpipeError(
+        raise ArgumentError(
+            "backbone",
             f"{name}: activation {backbone.activation}, but the authors' {kind} ViT has "
-            f"{activation}{hint}"
+            f"{activation}{hint}",
         )
     if (own_eps := getattr(vit.norm, "eps", None)) != eps:
-        raise VidpipeError(f"{name}: norm eps {own_eps}, but the authors' {kind} ViT has {eps}")
+        raise ArgumentError(
+            "backbone", f"{name}: norm eps {own_eps}, but the authors' {kind} ViT has {eps}"
+        )
 
 
 def _classes(released: Released, names: tuple[str, ...] | None) -> list[str]:
@@ -230,24 +243,24 @@ def _classes(released: Released, names: tuple[str, ...] | None) -> list[str]:
         digits = len(str(count - 1))
         return [f"class_{index:0{digits}}" for index in range(count)]
     if len(names) != count:
-        raise VidpipeError(
-            f"--classes: {len(names)} names, but the head of {released.file} has {count} classes"
+        raise ArgumentError(
+            "classes", f": {len(names)} names, but the head of {released.file} has {count} classes"
         )
     if len(set(names)) != count:
-        raise VidpipeError("--classes: a name appears twice")
+        raise ArgumentError("classes", ": a name appears twice")
     return list(names)
 
 
 def _sampling(method: str, frames: int, options: ImportOptions) -> SamplingConfig:
-    """`--sampling`: the tensors do not tell which frames of a video the model was trained on."""
-    strategy = options.strategy
+    """Which frames of a video the model was trained on, which the tensors do not tell."""
+    strategy = options.sampling
     if strategy not in ("uniform", "dense"):
         got = "is missing" if strategy is None else f"{strategy}: unknown"
-        raise VidpipeError(f"--sampling {got}; expected uniform (SSv2) or dense (Kinetics)")
+        raise ArgumentError("sampling", f" {got}; expected uniform (SSv2) or dense (Kinetics)")
     if strategy == "dense" and options.stride is None:
-        raise VidpipeError("--stride is missing: dense sampling takes frames at a stride")
+        raise ArgumentError("stride", " is missing: dense sampling takes frames at a stride")
     if strategy == "uniform" and options.stride is not None:
-        raise VidpipeError("--stride: uniform sampling has none; leave it out")
+        raise ArgumentError("stride", ": uniform sampling has none; leave it out")
     return SamplingConfig.model_validate(
         {
             "strategy": strategy,

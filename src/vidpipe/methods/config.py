@@ -13,7 +13,7 @@ from vidpipe.config.section import OnlyTraining, Section
 class MethodConfig(Section):
     """Fields every method has; a method adds its own. Lives under `methods.<name>` in params.yaml."""
 
-    # What `vidpipe tune` searches unless told otherwise: field -> domain, as in `--space`.
+    # What `vidpipe tune` searches unless told otherwise: field -> domain, as `loguniform(1e-4,1e-2)`.
     space: ClassVar[Mapping[str, str]] = {"lr": "loguniform(1e-4,1e-2)"}
 
     lr: Annotated[float, OnlyTraining()] = Field(

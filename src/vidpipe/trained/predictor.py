@@ -15,7 +15,7 @@ from vidpipe.backbones.zoo import Backbone, load_backbone
 from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig
 from vidpipe.data.model_input import crop_views, to_input
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.inference.segments import Segment
 from vidpipe.trained.card import ADAPTER, Card, TrainedModel, read_card
 from vidpipe.video.config import ExtractConfig
@@ -38,7 +38,7 @@ def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str
     for folder, name in zip(folders, names, strict=True):
         name = name if name and names.count(name) == 1 else str(folder)
         if name in opened:
-            raise VidpipeError(f"{folder}: given twice")
+            raise ArgumentError("model", f" {folder}: given twice")
         card = read_card(folder)
         backbone = _backbone(card, folder, weights, backbones)
         opened[name] = card.build(folder, weights, backbone)
@@ -107,9 +107,10 @@ class Predictor:
     def __post_init__(self) -> None:
         for name, trained in self.models.items():
             if self.temporal_clips > 1 and trained.sampling.strategy == "uniform":
-                raise VidpipeError(
-                    f"{self.temporal_clips} temporal clips: model {name} samples uniformly, which "
-                    "covers a video in one clip; only models of dense sampling have more"
+                raise ArgumentError(
+                    "temporal_clips",
+                    f" {self.temporal_clips}: model {name} samples uniformly, which "
+                    "covers a video in one clip; only models of dense sampling have more",
                 )
             trained.model.to(self.device).eval()
         found = dict.fromkeys(trained.sampling for trained in self.models.values())

@@ -409,7 +409,7 @@ def test_an_adapter_of_another_backbone_is_refused_with_both_hashes(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temporal_clips": 3}, r"3 temporal clips: model one samples uniformly"),
+        ({"temporal_clips": 3}, r"temporal_clips 3: model one samples uniformly"),
         ({"spatial_crops": 2}, r"--spatial-crops 2: expected 1 or 3"),
         ({"step_s": 1}, r"--step 1: only with --window"),
         ({"window_s": 1, "step_s": 2}, r"--step 2: more than --window 1"),

@@ -185,7 +185,7 @@ def test_another_architecture_is_refused(case) -> None:
     assert "4 blocks, but" in c.run(backbone="vit_import_test_deep")
     save_file(three, c.weights)
     c.options += ["--heads", "3"]
-    assert "4 heads a block, but --heads is 3" in c.run()
+    assert "--heads 3: backbone vit_import_test_clip has 4 heads a block" in c.run()
 
 
 def test_st_adapter_needs_clips_activation_too(case) -> None:

@@ -24,6 +24,7 @@ from vidpipe.data.layouts.common import (
     leaves_root,
     resolve_inside,
 )
+from vidpipe.errors import ArgumentError
 
 __all__ = ["Item", "Listing", "list_items", "resolve_inside"]
 
@@ -52,7 +53,7 @@ def list_items(config: DataConfig) -> Listing:
     """
     root = Path(config.root)
     if not root.is_dir():
-        raise fail(f"data.root: {root}: no such folder; set data.root or --data-root")
+        raise ArgumentError("data.root", f": {root}: no such folder")
     layout = config.layout or ("folders" if config.annotations is None else "table")
     if config.keep and layout != "table":
         raise fail(f"data.keep: only for layout table, not {layout}")
