@@ -176,6 +176,20 @@ def test_square_pixels_count_for_the_canonical_size(tmp_path: Path) -> None:
     assert row_of(path, short_side=64, max_pixels=5120 * 64 - 1)["reason"] == "too_large"
 
 
+def test_a_decoder_out_of_memory_is_the_files_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the system kills it: not a file that cannot be decoded anywhere."""
+    path = write_video(tmp_path / "v.mp4", moving(8))
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("vidpipe.video.extract.encode_clip", full)
+    row = row_of(path)
+    assert (row["reason"], row["source_bytes"]) == ("crashed", path.stat().st_size)
+
+
 @pytest.mark.parametrize("kind", ["playlist", "concat"])
 def test_a_video_cannot_make_the_decoder_open_other_files(tmp_path: Path, kind: str) -> None:
     """FFmpeg follows playlists by itself: a label file's `clip.mp4` could be one."""
