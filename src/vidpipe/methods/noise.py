@@ -2,24 +2,51 @@
 
 A mask is a hash of the clip's key (seed, epoch, clip: the trainer gives it), of the layer and of the
 element, in plain tensor arithmetic: nothing is drawn, so nothing depends on what was drawn before, a
-recomputed block sees its mask again, and every device gives the same one. Not chosen: a generator for
-each clip, which torch.compile cannot trace; one that draws for the global batch on every worker.
+recomputed block sees its mask again, and every device gives the same one. Clip and layer give two keys;
+an element costs half of a keyed 32-bit hash, whose word serves two elements. Not chosen: a generator
+for each clip, which torch.compile cannot trace; one that draws for the global batch on every worker.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
+
+IntOrTensor = TypeVar("IntOrTensor", int, Tensor)
 
 GOLDEN = 0x9E3779B9
 """2^32 / golden ratio: its multiples are far from each other."""
 
 
-def lowbias32(x: Tensor) -> Tensor:
+def lowbias32(x: IntOrTensor) -> IntOrTensor:
     """A hash of 32-bit numbers kept in int64: Wellons' "lowbias32", in which every bit counts."""
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
     x = ((x ^ (x >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     return x ^ (x >> 16)
+
+
+def keyed_words(count: int, first: Tensor, second: Tensor) -> Tensor:
+    """(B, count) int32 hashes of 0, 1, ... under the keys `first` and `second`, (B,) numbers below 2^32.
+
+    lowbias32 in int32, which every device multiplies as fast as it reads, of the multiples of GOLDEN;
+    one key goes in before it and the other between its rounds.
+    """
+    a, b = ((key - 2**31).to(torch.int32)[:, None] for key in (first, second))
+    x = torch.arange(count, dtype=torch.int32, device=first.device) * _signed(GOLDEN) ^ a
+    x = _fold(x, 16) * 0x7FEB352D
+    x = (_fold(x, 15) ^ b) * _signed(0x846CA68B)
+    return _fold(x, 16)
+
+
+def _fold(x: Tensor, by: int) -> Tensor:
+    """x ^ (x >> by) of int32, without the copies of the sign that `>>` fills in."""
+    return x ^ ((x >> by) & (2 ** (32 - by) - 1))
+
+
+def _signed(number: int) -> int:
+    return number - 2**32 if number >= 2**31 else number
 
 
 class Keys:
@@ -44,9 +71,11 @@ class ClipNoise(nn.Module):
         keys = self.keys.now
         if keys is None:
             keys = torch.randint(2**32, (rows,), device=device)
-        elements = torch.arange(rows // len(keys) * each, device=device)
-        places = lowbias32((elements + self.number * GOLDEN) & 0xFFFFFFFF)
-        return (lowbias32(places ^ keys[:, None]) >= round(self.rate * 2**32)).view(rows, each)
+        layer = [lowbias32((2 * self.number + i) * GOLDEN & 0xFFFFFFFF) for i in (0, 1)]
+        count = rows // len(keys) * each
+        words = keyed_words(-(-count // 2), *(lowbias32(keys ^ own) for own in layer))
+        threshold = min(round(self.rate * 2**16), 2**16 - 1) - 2**15
+        return (words.view(torch.int16)[:, :count] >= threshold).reshape(rows, each)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -59,7 +88,7 @@ class ClipDropout(ClipNoise):
         if not self.training or self.rate == 0:
             return x
         kept = self.kept(x.shape[0], x[0].numel(), x.device).view_as(x)
-        return x.masked_fill(~kept, 0) / (1 - self.rate)
+        return (x * kept).mul_(1 / (1 - self.rate))
 
 
 class ClipDropPath(ClipNoise):

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from trainings import assert_near, first_gradients, make
 
 from vidpipe.methods.noise import ClipDropout, ClipDropPath, ClipNoise, Keys
 
+CPU = torch.device("cpu")
 NOISY = {
     "st_adapter": {"head_dropout": 0.5},
     "aim": {"drop_path": 0.5, "head_dropout": 0.3},
@@ -53,6 +55,38 @@ def test_masks_of_clips_layers_epochs_and_neighbours_are_independent(rate: float
     for a, b in itertools.combinations(masks, 2):
         correlation = torch.corrcoef(torch.stack([a, b]).float())[0, 1].item()
         assert abs(correlation) < 5 / size**0.5
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_no_shift_of_a_mask_resembles_it_or_another(rate: float) -> None:
+    """Correlation at every lag, by Fourier transforms: of 2^18 numbers without any, the largest is at
+    about five standard deviations. Two elements share a word, and neighbouring words count up."""
+    size, worst = 2**18, 0.0
+    keys = torch.tensor([0, 1, 2, 0x9E3779B9, *some_keys(4).tolist()])
+    masks = [layer(ClipDropout, rate, keys, number).kept(8, size, CPU) for number in (0, 1, 5)]
+    spectra = torch.fft.rfft((torch.cat(masks).double() - (1 - rate)) / (rate * (1 - rate)) ** 0.5)
+    for i, one in enumerate(spectra):
+        for j, other in enumerate(spectra[i:], start=i):
+            lags = torch.fft.irfft(one * other.conj()) / size**0.5
+            worst = max(worst, lags[1 if i == j else 0 :].abs().max().item())
+    assert 5 < worst < 7  # of 300 pairs, each at 262,144 lags
+
+
+def test_a_mask_costs_a_few_narrow_passes() -> None:
+    """Bytes that all operations of a dropout put out, an element; of fp32, the result itself is four."""
+    written = 0
+
+    class Written(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal written
+            out = func(*args, **(kwargs or {}))
+            written += out.numel() * out.itemsize if isinstance(out, torch.Tensor) else 0
+            return out
+
+    drop, x = layer(ClipDropout, 0.1, some_keys(2)), torch.ones(16, 197, 192)
+    with Written():
+        drop(x)
+    assert written / x.numel() < 64
 
 
 @pytest.mark.parametrize("kind", [ClipDropout, ClipDropPath])
