@@ -12,8 +12,8 @@ from pipeline.infra.workspace import Workspace, open_store
 from vidpipe.cpu import use_cpu
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.mixing import PairMixer
+from vidpipe.new_model import new_model
 from vidpipe.params import Params
-from vidpipe.trained.adapter import new_model
 from vidpipe.trained.card import TrainedModel
 from vidpipe.training.loop import Trainer
 

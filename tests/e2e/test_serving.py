@@ -25,8 +25,9 @@ from pipeline.infra.workspace import Workspace
 from pipeline.stages import export
 from vidpipe.config.overlay import deep_merge
 from vidpipe.export.programs import Classifier
+from vidpipe.new_model import new_model
 from vidpipe.params import Params, load_params
-from vidpipe.trained.adapter import new_model, save_adapter
+from vidpipe.trained.adapter import save_adapter
 from vidpipe.trained.package import load_package
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("serving")]

@@ -26,8 +26,8 @@ from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
 from pipeline.infra.workspace import Workspace, training_hash
 from pipeline.stages import train
 from vidpipe.errors import VidpipeError
+from vidpipe.new_model import new_model
 from vidpipe.params import Params, TrackingConfig, load_params
-from vidpipe.trained.adapter import new_model
 from vidpipe.training.loop import Trainer
 
 

@@ -17,18 +17,15 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vidpipe.backbones.zoo import Backbone, architecture, load_backbone
+from vidpipe.backbones.zoo import Backbone, architecture
 from vidpipe.config.messages import explain
 from vidpipe.config.section import OnlyTraining, Section, mark
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, write_json
-from vidpipe.methods.create import create_on
 from vidpipe.methods.registry import VideoModel
-from vidpipe.params import Params
 from vidpipe.trained.card import (
     ADAPTER,
-    FRAMES,
     OWN_BACKBONE,
     TENSORS,
     Card,
@@ -39,19 +36,6 @@ from vidpipe.trained.card import (
 from vidpipe.weights import read_tensors, refuse_mismatch, state_sha256
 
 Options = TypeVar("Options", bound=Section)
-
-
-def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
-    """The model that `params` describe, before its training."""
-    backbone = load_backbone(params.backbone, params.transform.size)
-    config = params.method(method)
-    size, frames = params.transform.size, params.sampling.num_frames
-    model = create_on(backbone, size, method, len(classes), frames, config)
-    extract = {key: getattr(params.extract, key) for key in FRAMES}
-    own = TrainedModel(model, backbone, classes, params.sampling, params.transform, extract)
-    if params.train.starts_from is not None:
-        start_from(own, Path(params.train.starts_from))
-    return own
 
 
 def start_from(own: TrainedModel, folder: Path) -> None:

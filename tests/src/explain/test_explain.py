@@ -35,8 +35,9 @@ from vidpipe.explain import attention_maps, explain_clip, grad_cam
 from vidpipe.explain.attention import AttentionMaps
 from vidpipe.explain.clip import Explanation, View
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.new_model import new_model
 from vidpipe.params import load_params
-from vidpipe.trained.adapter import new_model, save_adapter
+from vidpipe.trained.adapter import save_adapter
 from vidpipe.trained.card import TrainedModel
 from vidpipe.video.rendered import render_clip
 from vidpipe.viz.explain import blend, enlarged, overlay, plot_strip, write_animation

@@ -15,8 +15,9 @@ from vidpipe.config.overlay import parse_override
 from vidpipe.config.section import OnlyTraining, mark
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS
+from vidpipe.new_model import new_model
 from vidpipe.params import Params, load_params
-from vidpipe.trained.adapter import load_adapter, new_model, save_adapter
+from vidpipe.trained.adapter import load_adapter, save_adapter
 
 CLASSES = ["left", "right", "up"]
 

@@ -1,0 +1,24 @@
+"""The model that parameters describe, before its training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vidpipe.backbones.zoo import load_backbone
+from vidpipe.methods.create import create_on
+from vidpipe.params import Params
+from vidpipe.trained.adapter import start_from
+from vidpipe.trained.card import FRAMES, TrainedModel
+
+
+def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
+    """The model that `params` describe, before its training."""
+    backbone = load_backbone(params.backbone, params.transform.size)
+    config = params.method(method)
+    size, frames = params.transform.size, params.sampling.num_frames
+    model = create_on(backbone, size, method, len(classes), frames, config)
+    extract = {key: getattr(params.extract, key) for key in FRAMES}
+    own = TrainedModel(model, backbone, classes, params.sampling, params.transform, extract)
+    if params.train.starts_from is not None:
+        start_from(own, Path(params.train.starts_from))
+    return own
