@@ -132,12 +132,36 @@ from vidpipe.methods.registry import METHODS
 from vidpipe.interop import build_from_reference
 from vidpipe.backbones.zoo import load_backbone
 vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+import vidpipe
+from vidpipe.backbones.still import ARCHITECTURE, WEIGHTS
+model = vidpipe.create_model("aim", ARCHITECTURE, num_classes=3, num_frames=2, weights=WEIGHTS)
+model(model.preprocess(torch.zeros(2, 3, 50, 60, dtype=torch.uint8))).sum().backward()
+torch.optim.SGD(model.parameter_groups(lr=0.1)).step()
+assert vidpipe.list_backbones("*clip*") and not vidpipe.list_backbones("open_clip:*")
 for name, method in METHODS.items():
     print(name, method(vit, 3, 2, method.Config()).eval()(torch.zeros(1, 3, 2, 224, 224)).shape)
 """
     done = run_without("ray mlflow dvc typer decord av open_clip pyarrow matplotlib pandas", code)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("torch.Size([1, 3])") == len(METHODS)
+
+
+def test_a_model_is_trained_saved_and_used_without_decord_and_orchestration(tmp_path) -> None:
+    code = f"""
+import torch, vidpipe
+from vidpipe.backbones.still import ARCHITECTURE, WEIGHTS
+model = vidpipe.create_model("aim", ARCHITECTURE, num_classes=3, num_frames=2, weights=WEIGHTS)
+clips = torch.randint(0, 256, (4, 2, 3, 50, 60), dtype=torch.uint8)
+data = torch.utils.data.TensorDataset(clips, torch.arange(4) % 3)
+assert len(vidpipe.fit(model, data, data, epochs=2, checkpoints={str(tmp_path / "runs")!r})) == 2
+vidpipe.save(model, {str(tmp_path / "out")!r}, classes=["a", "b", "c"])
+clf = vidpipe.load({str(tmp_path / "out")!r}, device="cpu")
+expected = model(model.preprocess(clips)).softmax(1).max(1).values
+found = torch.tensor([best.probability for best, in clf.predict(list(clips), top=1)])
+assert torch.allclose(found, expected, atol=1e-6), (found, expected)
+"""
+    done = run_without("ray mlflow dvc typer decord", code)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_every_library_module_imports_without_decord_and_orchestration() -> None:

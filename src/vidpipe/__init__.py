@@ -1,4 +1,4 @@
-"""vidpipe: a frozen image transformer becomes a video action classifier by training a few adapters.
+"""A frozen image transformer becomes a video action classifier by training a few adapters.
 
 The functions below are all that most programs need; `import vidpipe` itself imports nothing else, and
 each of them is loaded when it is first used.
@@ -6,6 +6,8 @@ each of them is loaded when it is first used.
     model = vidpipe.create_model("st_adapter", "vit_base_patch16_clip_quickgelu_224", num_classes=400,
                                  num_frames=8, weights="clip.safetensors")
     vidpipe.fit(model, train, val, epochs=5)
+    vidpipe.save(model, "out", classes=classes)
+    vidpipe.load("out").predict("clip.mp4", top=5)
 """
 
 from __future__ import annotations
@@ -20,27 +22,36 @@ if TYPE_CHECKING:
     from vidpipe.errors import VidpipeError
     from vidpipe.methods.base import VideoModel
     from vidpipe.methods.create import create_model, list_methods
+    from vidpipe.trained import Classifier, Guess, load, save
     from vidpipe.training.fit import fit
     from vidpipe.training.metrics import EpochMetrics
 
 __all__ = [
+    "Classifier",
     "EpochMetrics",
+    "Guess",
     "VideoModel",
     "VidpipeError",
     "create_model",
     "fit",
     "list_backbones",
     "list_methods",
+    "load",
+    "save",
 ]
 
 _HOMES = {
+    "Classifier": "vidpipe.trained",
     "EpochMetrics": "vidpipe.training.metrics",
+    "Guess": "vidpipe.trained",
     "VideoModel": "vidpipe.methods.base",
     "VidpipeError": "vidpipe.errors",
     "create_model": "vidpipe.methods.create",
     "fit": "vidpipe.training.fit",
     "list_backbones": "vidpipe.backbones.listing",
     "list_methods": "vidpipe.methods.create",
+    "load": "vidpipe.trained",
+    "save": "vidpipe.trained",
 }
 
 
@@ -52,4 +63,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
