@@ -20,6 +20,7 @@ from vidpipe.device import choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import require_same_classes
 from vidpipe.evaluation.evaluate import Evaluator, predict
+from vidpipe.evaluation.evaluate import batches as cut
 from vidpipe.evaluation.metrics import (
     calibration_table,
     confusion_matrix,
@@ -32,6 +33,9 @@ from vidpipe.params import Params
 from vidpipe.trained.adapter import load_adapter
 from vidpipe.trained.card import TrainedModel
 from vidpipe.viz.plots import plot_calibration, plot_confusion
+
+MOST_TOGETHER = 8
+"""Batches that a Ray worker takes at a time."""
 
 
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
@@ -52,7 +56,6 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
             task = bar.add_task(f"evaluate {method}", total=clips, info="")
             predictions = predict(
                 evaluator,
-                config.batch_size,
                 _on_ray(params, method, workspace) if config.num_workers else None,
                 on_batch=lambda done: bar.advance(task, done),
             )
@@ -125,7 +128,9 @@ def build(
     )
     normalisation = (trained.backbone.mean, trained.backbone.std)
     model = trained.model.to(device)
-    return Evaluator(model, views, normalisation, config.average, config.use_of_time)
+    own = ("average", "use_of_time", "batch_size", "precision", "loader_workers")
+    options = {name: getattr(config, name) for name in own}
+    return Evaluator(model, views, normalisation, **options)
 
 
 def _on_ray(
@@ -146,7 +151,10 @@ def _on_ray(
     def apply(batches: list[range]) -> Iterator[dict[str, Any]]:
         address = where_ray_is()
         workers = params.evaluate.num_workers
-        yield from spread(batches, make, workers, address, "evaluate", params.train.use_gpu)
+        # A few batches a task, so that a worker's loader decodes ahead; and several tasks a worker.
+        together = max(1, min(MOST_TOGETHER, len(batches) // (4 * workers)))
+        tasks = cut(batches[-1].stop, len(batches[0]) * together)
+        yield from spread(tasks, make, workers, address, "evaluate", params.train.use_gpu)
 
     return apply
 

@@ -16,13 +16,12 @@ import torch
 from pipeline.infra.training_setup import TrainingSetup
 from pipeline.infra.workspace import Workspace, training_hash
 from vidpipe.data.dataset import ViewSet
-from vidpipe.device import choose_device, set_determinism
+from vidpipe.device import autocast_dtype, choose_device, set_determinism
 from vidpipe.files import read_json
 from vidpipe.params import Params
 from vidpipe.profile import parameters, saved_by_block
 from vidpipe.training.loop import Trainer
 from vidpipe.training.metrics import StepInfo
-from vidpipe.training.optim import autocast_dtype
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import Progress
 from vidpipe.training.validate import validate
@@ -102,7 +101,9 @@ def _memory_line(trainer: Trainer, size: int) -> str:
     saved = saved_by_block(model, size)
     kept = saved.rest + sum(saved.blocks[again:]) + sum(saved.inputs[:again])
     kept += max(saved.blocks[:again], default=0)
-    activations = kept * clips / (1 if autocast_dtype(train, device) is None else 2) / 2**30
+    activations = (
+        kept * clips / (1 if autocast_dtype(train.precision, device) is None else 2) / 2**30
+    )
     weights = 4 * parameters(model) / 2**30
     # A gradient, AdamW's two moments and, with train.ema_decay, the average.
     each = 12 if trainer.ema is None else 16

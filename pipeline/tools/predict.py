@@ -18,7 +18,7 @@ import torch
 from pipeline.infra.console import console
 from pipeline.tools.prediction_inputs import sources
 from pipeline.tools.prediction_writers import SCHEMA, Writer, as_row, writer
-from vidpipe.device import UseGpu, choose_device
+from vidpipe.device import Precision, UseGpu, choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.inference.segments import Request, Segment, Work, decoders, segments
 from vidpipe.inference.stream import predictions
@@ -68,6 +68,11 @@ class Job:
         """That of `params`, where they are given; else a GPU where there is one."""
         return "auto" if self.params is None else load_params(self.params).train.use_gpu
 
+    @property
+    def precision(self) -> Precision:
+        """`evaluate.precision` of `params`, where they are given."""
+        return "auto" if self.params is None else load_params(self.params).evaluate.precision
+
     def open(self, device: torch.device | None = None) -> Opened:
         """Load the models, onto `device` or where `use_gpu` says.
 
@@ -76,7 +81,8 @@ class Job:
         self.check()
         device = device or choose_device(self.use_gpu)
         models = open_models(self.folders, self.weights)
-        predictor = Predictor(models, self.temporal_clips, self.spatial_crops, device)
+        options = (self.temporal_clips, self.spatial_crops, device, self.precision)
+        predictor = Predictor(models, *options)
         frames: Mapping[str, Any]
         if self.params is not None:
             given = load_params(self.params).extract

@@ -1,4 +1,4 @@
-"""The device that computes: which it is, for every command, and that it gives the same bits again."""
+"""The device that computes: which it is, for every command, in what precision, and how repeatably."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.utils.deterministic
 from vidpipe.errors import VidpipeError
 
 UseGpu = Literal["auto", "yes", "no"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def choose_device(use_gpu: UseGpu, cluster_gpus: float | None = None) -> torch.device:
@@ -29,6 +30,21 @@ def choose_device(use_gpu: UseGpu, cluster_gpus: float | None = None) -> torch.d
             where = "the Ray cluster has no GPU"
         raise VidpipeError(f"train.use_gpu: yes, but {where}; set it to auto or no to use the CPU")
     return torch.device("cuda" if there and use_gpu != "no" else "cpu")
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The dtype that autocast computes in; None where it is off and all is fp32.
+
+    auto: bf16 on a GPU, whose matrix units it feeds, and exact fp32 on a CPU.
+    """
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    dtype = autocast_dtype(precision, device)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"

@@ -119,7 +119,8 @@ def test_a_mark_may_depend_on_another_value() -> None:
 
 def test_an_evaluation_records_what_decides_it() -> None:
     assert set(deciding(EvaluateConfig())) == {
-        *("temporal_clips", "spatial_crops", "average", "use_of_time", "reversed_pairs")
+        *("temporal_clips", "spatial_crops", "average", "use_of_time", "precision"),
+        "reversed_pairs",
     }
 
 

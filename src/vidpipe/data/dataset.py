@@ -7,6 +7,7 @@ of loader processes or of training workers.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -241,6 +242,16 @@ class Loader:
 
 
 CPU = torch.device("cpu")
+MOST_LOADERS = 4
+
+
+def loader_workers(wanted: int | None, device: torch.device) -> int:
+    """How many processes decode for a model on `device`: `wanted`, or for None some beside a GPU and
+    none beside a CPU, which they would only take away."""
+    if wanted is not None or device.type == "cpu":
+        return wanted or 0
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_LOADERS, cpus - 1))
 
 
 def train_loader(

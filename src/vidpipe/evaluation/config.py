@@ -18,6 +18,12 @@ class EvaluateConfig(Section):
     use_of_time: bool = Field(
         True, description="also classify the middle view reversed, shuffled and frozen"
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 autocast on a GPU, exact fp32 on a CPU; also of `predict`"
+    )
+    loader_workers: Annotated[int | None, NotDecisive()] = Field(
+        None, ge=0, description="decoding processes; null: some beside a GPU, none on a CPU"
+    )
     batch_size: Annotated[int, NotDecisive()] = Field(
         16, ge=1, description="clips; each brings all its views"
     )

@@ -7,17 +7,18 @@ replaced by the middle one. What accuracy is lost is what the model owes to the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
+from torch.utils.data import Subset
 
-from vidpipe.data.dataset import ViewSet
+from vidpipe.data.dataset import ViewSet, loader_workers, view_loader
 from vidpipe.data.model_input import to_input
+from vidpipe.device import Precision, autocast
 from vidpipe.methods.base import VideoModel
 
 ORDERS = ("in_order", "reversed", "shuffled", "frozen")
@@ -46,20 +47,38 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model with all that turns clips into predictions. A call is one batch."""
+    """A model with all that turns clips into predictions, on the model's device."""
 
     model: VideoModel
     views: ViewSet
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     average: Average = "softmax"
     use_of_time: bool = True
+    batch_size: int = 16
+    """Clips that are computed at once, each with all its views."""
+    precision: Precision = "auto"
+    loader_workers: int | None = None
+    """Decoding processes; None: some beside a GPU, none on a CPU."""
 
-    @torch.no_grad()
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
     def __call__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Predictions of these clips of `views`: each entry has them as its leading dimension."""
+        return joined(self.by_batch(indices))
+
+    def by_batch(self, indices: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+        """As a call, but a batch at a time."""
+        workers = loader_workers(self.loader_workers, self.device)
+        clips = Subset(self.views, indices)
+        for batch in view_loader(clips, self.batch_size, workers, device=self.device):
+            yield self._predict(batch)
+
+    @torch.no_grad()
+    def _predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         self.model.eval()
-        batch = default_collate([self.views[i] for i in indices])
-        video = batch["video"].to(next(self.model.parameters()).device)
+        video, indices = batch["video"].to(self.device, non_blocking=True), batch["index"].tolist()
         clips, count = video.shape[:2]
         logits = self._logits(video.flatten(0, 1)).unflatten(0, (clips, count))
         if self.average == "softmax":
@@ -83,7 +102,9 @@ class Evaluator:
         return {name: tensor.cpu() for name, tensor in result.items()}
 
     def _logits(self, video: Tensor) -> Tensor:
-        return self.model(to_input(video, *self.normalisation)).float()
+        with autocast(self.precision, self.device):
+            logits: Tensor = self.model(to_input(video, *self.normalisation))
+        return logits.float()
 
     def _orders(self, num_frames: int, indices: Sequence[int]) -> dict[str, Tensor]:
         """(clips, T) frame positions of each other order; a clip's shuffle is f(its index) only."""
@@ -105,6 +126,12 @@ def shuffled(num_frames: int, seed: int) -> Tensor:
     return torch.from_numpy(order)
 
 
+def joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Predictions of several batches as those of one."""
+    all_parts = list(parts)
+    return {name: torch.cat([part[name] for part in all_parts]) for name in all_parts[0]}
+
+
 def batches(clips: int, batch_size: int) -> list[range]:
     """Every index once, in order: no clip is repeated to fill the last batch."""
     return [range(start, min(start + batch_size, clips)) for start in range(0, clips, batch_size)]
@@ -112,21 +139,23 @@ def batches(clips: int, batch_size: int) -> list[range]:
 
 def predict(
     evaluator: Evaluator,
-    batch_size: int,
     apply: Callable[[list[range]], Iterable[dict[str, Tensor]]] | None = None,
     on_batch: Callable[[int], None] = lambda clips: None,
 ) -> Predictions:
-    """All clips of the evaluator's views, `batch_size` clips (each with all its views) at a time.
+    """All clips of the evaluator's views.
 
-    `apply` maps the batches elsewhere (Ray's workers) and may give them back in any order. Raises
-    AssertionError should a clip be missing or come twice.
+    `apply` maps the batches elsewhere (Ray's workers) and may give them back in any order, or several as
+    one. Raises AssertionError should a clip be missing or come twice.
     """
-    todo = batches(len(evaluator.views), batch_size)
-    parts = []
-    for part in map(evaluator, todo) if apply is None else apply(todo):
-        parts.append(part)
+    clips, found_parts = len(evaluator.views), []
+    if apply is None:
+        parts: Iterable[dict[str, Tensor]] = evaluator.by_batch(range(clips))
+    else:
+        parts = apply(batches(clips, evaluator.batch_size))
+    for part in parts:
+        found_parts.append(part)
         on_batch(len(part["index"]))
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    whole = joined(found_parts)
     order = whole["index"].argsort()
     assert torch.equal(whole["index"][order], torch.arange(len(evaluator.views)))
     found: dict[str, Any] = {name: tensor[order] for name, tensor in whole.items()}

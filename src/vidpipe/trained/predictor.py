@@ -15,6 +15,7 @@ from vidpipe.backbones.zoo import Backbone, load_backbone
 from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig
 from vidpipe.data.model_input import crop_views, to_input
+from vidpipe.device import Precision, autocast
 from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.inference.segments import Segment
 from vidpipe.trained.card import ADAPTER, Card, TrainedModel, read_card
@@ -103,6 +104,7 @@ class Predictor:
     temporal_clips: int = 1
     spatial_crops: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for name, trained in self.models.items():
@@ -136,7 +138,8 @@ class Predictor:
             x = to_input(
                 video.flatten(0, 1).to(self.device), trained.backbone.mean, trained.backbone.std
             )
-            logits = trained.model(x).float()
+            with autocast(self.precision, self.device):
+                logits = trained.model(x).float()
             means = logits.softmax(-1).unflatten(0, video.shape[:2]).mean(1).cpu()
             for result, mean in zip(results, means, strict=True):
                 result[name] = mean

@@ -21,6 +21,7 @@ from vidpipe.data.batches import EpochBatches
 from vidpipe.data.dataset import Samples, Views, train_loader
 from vidpipe.data.mixing import PairMixer
 from vidpipe.data.model_input import to_input
+from vidpipe.device import autocast, autocast_dtype
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import GOLDEN, lowbias32
@@ -28,8 +29,6 @@ from vidpipe.training.config import TrainConfig
 from vidpipe.training.ema import Ema
 from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo, Sums
 from vidpipe.training.optim import (
-    autocast,
-    autocast_dtype,
     lr_factor,
     make_optimizer,
     set_lr,
@@ -113,7 +112,7 @@ class Trainer:
         same_start(list(self.trained.values()))
         self.optimizer = make_optimizer(model, config, self.device)
         self.ema = Ema(self.trained, config.ema_decay) if config.ema_decay is not None else None
-        fp16 = autocast_dtype(config, self.device) == torch.float16
+        fp16 = autocast_dtype(config.precision, self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.started = False
         self.progress = Progress()
@@ -278,7 +277,7 @@ class Trainer:
         if self.mixer is not None:
             mixed = self.mixer(x, labels, batch["index"].tolist(), self.progress.epoch)
             x, labels = mixed.video, mixed.heavier
-        with autocast(self.config, self.device):
+        with autocast(self.config.precision, self.device):
             logits = self.forward(x)
             if mixed is not None:
                 target = mixed.targets(logits.shape[1])

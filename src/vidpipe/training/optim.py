@@ -53,15 +53,3 @@ def _cosine(progress: float) -> float:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
-
-
-def autocast_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """The dtype that autocast computes in; None where it is off and all is fp32."""
-    if config.precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-
-
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    dtype = autocast_dtype(config, device)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)

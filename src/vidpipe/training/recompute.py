@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from vidpipe.device import autocast_dtype
 from vidpipe.methods.base import VideoModel
 from vidpipe.profile import saved_by_block
 from vidpipe.training.config import TrainConfig
-from vidpipe.training.optim import autocast_dtype
 
 
 def choose_recomputed(
@@ -24,7 +24,7 @@ def choose_recomputed(
     if config.activation_gb == 0:
         return depth
     saved = saved_by_block(model, img_size)
-    each = clips * (1.0 if autocast_dtype(config, device) is None else 0.5)
+    each = clips * (1.0 if autocast_dtype(config.precision, device) is None else 0.5)
     budget = config.activation_gb * 2**30
     for count in range(depth):
         inputs, peak = sum(saved.inputs[:count]), max(saved.blocks[:count], default=0)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from vidpipe.data.dataset import Views, view_loader
 from vidpipe.data.model_input import to_input
+from vidpipe.device import autocast
 from vidpipe.errors import TrainingStopped
 from vidpipe.methods.base import VideoModel
 from vidpipe.training.config import TrainConfig
-from vidpipe.training.optim import autocast
 from vidpipe.training.parallel import all_sum, any_worker
 
 
@@ -42,7 +42,7 @@ def validate(
             video = batch["video"].to(device, non_blocking=True)
             x = to_input(video[:, 0], *normalisation)
             labels = batch["label"].to(device, non_blocking=True)
-            with autocast(config, device):
+            with autocast(config.precision, device):
                 logits = model(x).float()
             loss = F.cross_entropy(logits, labels, reduction="sum").item()
             correct = (logits.argmax(1) == labels).sum().item()

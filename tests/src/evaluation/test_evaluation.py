@@ -58,7 +58,7 @@ def evaluator(tmp_path: Path, method: str = "aim", crops: int = 3, **options: ob
 
 
 def test_views_are_averaged_as_softmax_or_as_logits(tmp_path: Path) -> None:
-    found = predict(evaluator(tmp_path), 3)
+    found = predict(evaluator(tmp_path, batch_size=3))
     logits = []
     one = evaluator(tmp_path)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_views_are_averaged_as_softmax_or_as_logits(tmp_path: Path) -> None:
     each = torch.stack(logits)
     torch.testing.assert_close(found.probabilities, each.softmax(-1).mean(1))
     assert torch.equal(found.view_predictions, each.argmax(-1))
-    other = predict(evaluator(tmp_path, average="logits"), 3)
+    other = predict(evaluator(tmp_path, average="logits", batch_size=3))
     torch.testing.assert_close(other.probabilities, each.mean(1).softmax(-1))
     assert not torch.allclose(found.probabilities, other.probabilities)
     # The middle view of three crops is the centre crop.
@@ -77,8 +77,8 @@ def test_views_are_averaged_as_softmax_or_as_logits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["linear_probe", "aim", "st_adapter", "zeroi2v"])
 def test_each_order_is_what_its_name_says(tmp_path: Path, method: str) -> None:
-    one = evaluator(tmp_path, method)
-    found = predict(one, 4)
+    one = evaluator(tmp_path, method, batch_size=4)
+    found = predict(one)
     assert tuple(found.orders) == ORDERS
     for i in (0, 5):
         video = one.views[i]["video"][1]
@@ -98,19 +98,19 @@ def test_each_order_is_what_its_name_says(tmp_path: Path, method: str) -> None:
 
 def test_batches_hold_every_clip_once_whatever_their_order(tmp_path: Path) -> None:
     assert [len(b) for b in batches(7, 3)] == [3, 3, 1]
-    one = evaluator(tmp_path)
-    whole = predict(one, 3)
-    other = predict(one, 3, apply=lambda todo: [one(b) for b in reversed(todo)])
+    one = evaluator(tmp_path, batch_size=3)
+    whole = predict(one)
+    other = predict(one, apply=lambda todo: [one(b) for b in reversed(todo)])
     assert whole.ids == [f"c{i}" for i in range(7)]
     assert torch.equal(whole.probabilities, other.probabilities)
     assert torch.equal(whole.labels, other.labels)
     for wrong in (lambda todo: [one(b) for b in todo[:-1]], lambda todo: [one(todo[0])] * 3):
         with pytest.raises(AssertionError):
-            predict(one, 3, apply=wrong)
+            predict(one, apply=wrong)
 
 
 def test_without_use_of_time_nothing_more_is_computed(tmp_path: Path) -> None:
-    found = predict(evaluator(tmp_path, use_of_time=False), 4)
+    found = predict(evaluator(tmp_path, use_of_time=False, batch_size=4))
     assert found.orders == {}
     names = metrics(found, ["a", "b"])
     assert not any("shuffled" in name for name in names)

@@ -127,8 +127,8 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
         Clips(store, "val", trained.classes), trained.sampling, trained.transform, 1, crops
     )
     normalisation = (trained.backbone.mean, trained.backbone.std)
-    evaluator = Evaluator(trained.model, views, normalisation, use_of_time=False)
-    evaluated = evaluate(evaluator, 4)
+    evaluator = Evaluator(trained.model, views, normalisation, use_of_time=False, batch_size=4)
+    evaluated = evaluate(evaluator)
     stored = store.read
 
     def as_decoded(row: int, indices: list[int]) -> np.ndarray:
@@ -139,7 +139,7 @@ def test_predictions_are_those_of_evaluate_but_for_the_stores_encoding(
         return decoded
 
     monkeypatch.setattr(store, "read", as_decoded)
-    expected = evaluate(evaluator, 4).probabilities
+    expected = evaluate(evaluator).probabilities
     package = recording(folder / "one" / "package", tmp_path / "package", short_side=36, fps=None)
     opened = job(package, spatial_crops=crops).open()
     with predict.Decoders(opened) as decoders:
