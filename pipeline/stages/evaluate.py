@@ -137,8 +137,8 @@ def _on_ray(
     params: Params, method: str, workspace: Workspace
 ) -> Callable[[list[range]], Iterator[dict[str, Any]]]:
     """Batches on `evaluate.num_workers` Ray workers, each with a model of its own."""
+    from pipeline.infra.ray.connection import where_ray_is
     from pipeline.infra.ray.tasks import spread
-    from pipeline.infra.ray.train import where_ray_is
 
     here, values, root = str(Path.cwd()), params.model_dump(mode="json"), str(workspace.root)
 

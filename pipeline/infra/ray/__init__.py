@@ -1,0 +1,7 @@
+"""Ray, known nowhere else. This says what must be said before Ray is imported."""
+
+import os
+
+# It would otherwise report usage over the network.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")

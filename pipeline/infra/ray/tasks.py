@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Which says what must be said before Ray is imported.
-from pipeline.infra.ray.train import ray
+import ray
+import ray.exceptions
+
+from pipeline.infra.ray.connection import joined
 from vidpipe.device import UseGpu, choose_device
 from vidpipe.errors import VidpipeError
 
@@ -39,7 +41,7 @@ def spread(
     the cluster has any. Raises VidpipeError, naming `section` of the params, when there is
     no such Ray, when it is too small, and when actors die and die without a result.
     """
-    with _ray_at(address, workers, section), _users_errors():
+    with joined(address, f"{section}.ray_address", workers), _users_errors():
         resources = ray.cluster_resources()
         gpu = choose_device(use_gpu, resources.get("GPU", 0)).type == "cuda"
         unit = "GPU" if gpu else "CPU"
@@ -127,24 +129,6 @@ def _share_out(
 
 
 @contextmanager
-def _ray_at(address: str, cpus: int, option: str) -> Iterator[None]:
-    """The Ray at `address` (`local`: one of our own, of `cpus`), or that which runs already."""
-    if ray.is_initialized():
-        yield
-        return
-    own = cpus if address == "local" else None
-    try:
-        ray.init(address, num_cpus=own, include_dashboard=False, logging_level=logging.WARNING)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = (str(error).splitlines() or ["no answer"])[0]
-        raise VidpipeError(f"{option}: the Ray at {address}: {line}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
 def _users_errors() -> Iterator[None]:
     """A VidpipeError raised on a worker comes back as itself."""
     try:
@@ -185,7 +169,7 @@ def stream(
             for row in self.rows(batch["input"].tolist()):
                 yield pa.Table.from_pylist([row], schema=schema)
 
-    with _ray_at(address, workers, "--ray"):
+    with joined(address, "--ray", workers):
         gpus = int(ray.cluster_resources().get("GPU", 0))
         if gpu := choose_device(use_gpu, gpus).type == "cuda":
             workers = min(workers, gpus)

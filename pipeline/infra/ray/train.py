@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,19 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
-
-# Said before Ray is imported: it would otherwise report usage over the network.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-
 import ray
 import ray.exceptions
 import ray.train
 import ray.train.torch
+import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from pipeline.infra.ray.connection import joined, where_ray_is
 from vidpipe.device import choose_device
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.training.config import TrainConfig
@@ -51,11 +46,6 @@ def device(payload: dict[str, Any]) -> torch.device:
 def report(metrics: dict[str, float]) -> None:
     """Tell Ray of a finished epoch; every rank must call it. Checkpoints are ours, not Ray's."""
     ray.train.report(metrics)
-
-
-def where_ray_is() -> str:
-    """RAY_ADDRESS, or `local`: a Ray of our own. Told nothing, Ray joins whichever runs here."""
-    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 def train(worker: Worker, payload: dict[str, Any], config: TrainConfig, folder: Path) -> None:
@@ -153,22 +143,10 @@ def _cluster(config: TrainConfig) -> Iterator[torch.device]:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
         yield chosen
         return
-    already = ray.is_initialized()
-    if not already:
-        # Workers import this project from where it is installed; Ray must not try to ship it.
-        ray.init(
-            where_ray_is(),
-            include_dashboard=False,
-            log_to_driver=True,
-            logging_level=logging.WARNING,
-        )
-    try:
+    with joined(where_ray_is(), "RAY_ADDRESS"):
         chosen = choose_device(config.use_gpu, ray.cluster_resources().get("GPU", 0))
         _refuse_impossible(config, chosen.type == "cuda")
         yield chosen
-    finally:
-        if not already:
-            ray.shutdown()
 
 
 def _resources(config: TrainConfig, use_gpu: bool) -> dict[str, float]:

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
-from pipeline.infra.ray import train as cluster  # isort: skip  (sets Ray's environment)
 import ray
+import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
@@ -26,6 +24,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipeline.infra.console import console
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
+from pipeline.infra.ray.connection import joined, where_ray_is
 from pipeline.infra.search_space import Domain, Space, overrides, resolve
 from pipeline.infra.training_setup import TrainingSetup
 from pipeline.infra.workspace import Workspace
@@ -192,10 +191,7 @@ def _ray(config: TrainConfig, concurrent: int) -> Iterator[torch.device]:
 
     What it gives is the kind of device that the trials compute on.
     """
-    already = ray.is_initialized()
-    if not already:
-        ray.init(cluster.where_ray_is(), log_to_driver=False, logging_level=logging.WARNING)
-    try:
+    with joined(where_ray_is(), "RAY_ADDRESS", log_to_driver=False):
         have = ray.cluster_resources()
         device = choose_device(config.use_gpu, have.get("GPU", 0))
         need = _resources(config, device)
@@ -207,9 +203,6 @@ def _ray(config: TrainConfig, concurrent: int) -> Iterator[torch.device]:
                 f"(train.cpus_per_worker, memory_gb_per_worker, use_gpu); this cluster holds {fits}"
             )
         yield device
-    finally:
-        if not already:
-            ray.shutdown()
 
 
 def _fit(
