@@ -6,6 +6,7 @@ import copy
 import doctest
 import importlib
 import inspect
+import itertools
 import pydoc
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from project import PROJECT
 from safetensors.torch import save_file
 from tiny import randomise, tiny_vit
 from torch import nn
@@ -82,6 +84,47 @@ def run_examples(thing: object, name: str) -> None:
     report: list[str] = []
     doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=report.append)
     assert not report, "".join(report)
+
+
+def test_the_readme_runs_as_it_is_written(in_folder: Path) -> None:
+    """But for the backbone, of which a small one has to do."""
+    from vidpipe.video.config import SynthConfig
+    from vidpipe.video.rendered import render_clip, write_clip
+
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    after = readme.partition("## From Python\n")[2].splitlines()[1:]
+    block = itertools.takewhile(lambda line: not line or line.startswith("    "), after)
+    code = "\n".join(line.removeprefix("    ") for line in block)
+    clip = "vit_base_patch16_clip_quickgelu_224"
+    assert code.count("vidpipe.") >= 6
+    assert clip in code
+    save_file(_stored(), "clip.safetensors")
+    config = SynthConfig(duration_s=(8, 8))
+    write_clip(Path("clip.mp4"), render_clip(config, "grow", 0), config.fps, config.crf)
+    frames = torch.randint(0, 256, (2, 8, 3, 50, 60), dtype=torch.uint8)
+    data = torch.utils.data.TensorDataset(frames, torch.arange(2))
+    classes = [f"class {i}" for i in range(400)]
+    names = {"frames": frames[0], "train": data, "val": data, "classes": classes}
+    exec(code.replace(clip, ARCHITECTURE), names)
+    assert names["logits"].shape == (1, 400)
+    assert names["clf"].trained.sampling.stride == 16
+    assert len(names["clf"].predict(frames[0])) == 5
+
+
+def test_what_can_be_merged_is_merged_from_the_front_door(tmp_path: Path) -> None:
+    vidpipe.save(randomised(still("zeroi2v")), tmp_path / "out", classes=["a", "b", "c"])
+    clf = vidpipe.load(tmp_path / "out", device="cpu")
+    frames = torch.randint(0, 256, (4, 3, 50, 60), dtype=torch.uint8)
+    (best, *_), (same, *_) = clf.predict(frames), clf.merge().predict(frames)
+    assert best.label == same.label
+    assert best.probability == pytest.approx(same.probability, abs=1e-4)
+
+
+def randomised(model: vidpipe.VideoModel) -> vidpipe.VideoModel:
+    generator = torch.Generator().manual_seed(1)
+    for tensor in model.adapter_state().values():
+        tensor += 0.05 * torch.randn(tensor.shape, generator=generator)
+    return model
 
 
 # -- lists ----------------------------------------------------------------------------------

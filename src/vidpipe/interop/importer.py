@@ -26,7 +26,8 @@ from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.interop.method_options import method_config
 from vidpipe.interop.names import depth_of, frames_of, grid_of, translate
 from vidpipe.methods.config import AIMConfig, STAdapterConfig, ZeroI2VConfig
-from vidpipe.methods.registry import VideoModel, build_method
+from vidpipe.methods.create import build_on
+from vidpipe.methods.registry import VideoModel
 from vidpipe.trained.adapter import save_adapter
 from vidpipe.trained.card import TrainedModel
 from vidpipe.weights import read_weights, refuse_mismatch
@@ -166,7 +167,7 @@ def bind(released: Released, backbone: Backbone, options: ImportOptions) -> Trai
         transform = TransformConfig(size=size[0])
     except ValidationError as error:
         raise VidpipeError(f"{released.file}: {explain(error, SamplingConfig)}") from None
-    model = build_method(method, backbone.vit, len(classes), frames, config)
+    model = build_on(backbone, size[0], method, len(classes), frames, config)
     _take_over(released, backbone, model)
     return TrainedModel(model.eval(), backbone, classes, sampling, transform)
 

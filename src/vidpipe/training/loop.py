@@ -46,11 +46,6 @@ from vidpipe.training.state import Checkpoints, Progress, restore
 from vidpipe.training.validate import validate
 
 
-def fit(model: VideoModel, *args: Any, **options: Any) -> list[EpochMetrics]:
-    """Train `model` in place; arguments as of `Trainer`. With `ema_decay`, the average is left in it."""
-    return Trainer(model, *args, **options).run()
-
-
 class Trainer:
     """One training, from its last checkpoint where it has one.
 

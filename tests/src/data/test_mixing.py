@@ -15,11 +15,11 @@ from tiny import tiny_vit
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import TransformConfig
 from vidpipe.data.mixing import Mixed, PairMixer
+from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import MethodConfig
-from vidpipe.methods.noise import Keys
 from vidpipe.training import loop
 from vidpipe.training.config import TrainConfig
-from vidpipe.training.loop import fit
+from vidpipe.training.loop import Trainer
 
 
 def batch(clips: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,21 +120,17 @@ def test_ranks_mix_what_one_worker_would_mix() -> None:
 
 
 def test_training_sees_soft_labels_and_counts_the_heavier(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Constant(torch.nn.Module):
+    class Constant(VideoModel):
         """Says class 0 to even places of a batch and 1 to odd ones, and learns nothing."""
 
+        name = "constant"
+
         def __init__(self) -> None:
-            super().__init__()
-            self.w = torch.nn.Parameter(torch.zeros(1))
-            self.config = MethodConfig(lr=1e-9, weight_decay=0.0)
-            self.vit = tiny_vit().requires_grad_(False)
-            self.trained_names, self.blocks = frozenset({"w"}), []
-            self.block_of = lambda name: None
-            self.decays = lambda name, parameter: True
-            self.clip_keys = Keys()
+            super().__init__(tiny_vit(), 2, 4, MethodConfig(lr=1e-9, weight_decay=0.0))
+            self.declare()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return F.one_hot(torch.arange(len(x)) % 2, 2) + 0 * self.w
+            return F.one_hot(torch.arange(len(x)) % 2, 2) + 0 * self.head.weight.sum()
 
     targets = []
     original = F.cross_entropy
@@ -148,9 +144,9 @@ def test_training_sees_soft_labels_and_counts_the_heavier(monkeypatch: pytest.Mo
     monkeypatch.setattr(loop.F, "cross_entropy", spy)
     config = TrainConfig(epochs=1, batch_size=8, warmup_epochs=0, label_smoothing=0.1, seed=2)
     data = Moving(24, False)
-    history = fit(
+    history = Trainer(
         Constant(), data, Moving(4, True), config, HALF, mixer=PairMixer(1.0, 0.0, seed=2)
-    )
+    ).run()
     soft = torch.cat(targets)
     assert soft.shape == (24, 2)
     torch.testing.assert_close(soft.sum(1), torch.ones(24))

@@ -24,7 +24,7 @@ from vidpipe.trained.adapter import load_adapter, save_adapter
 from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.package import open_model
 from vidpipe.training.config import TrainConfig
-from vidpipe.training.loop import fit
+from vidpipe.training.loop import Trainer
 from vidpipe.training.optim import lr_factor
 
 
@@ -34,9 +34,9 @@ def train(name: str = "st_adapter", **config: object):
     vit = tiny_vit()
     model = build_method(name, vit, 2, T, METHODS[name].Config.model_validate(options))
     settings = {"epochs": 10, "batch_size": 8, "warmup_epochs": 1, "threads": 1, **config}
-    history = fit(
+    history = Trainer(
         model, Moving(32, False), Moving(16, True), TrainConfig.model_validate(settings), HALF
-    )
+    ).run()
     return model, history
 
 
