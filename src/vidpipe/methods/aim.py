@@ -18,9 +18,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend_from, embed, to_space, to_time
-from vidpipe.methods.base import TemporalEmbedding, VideoModel
+from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import AIMConfig
 from vidpipe.methods.noise import ClipDropPath
+from vidpipe.methods.temporal_embedding import TemporalEmbedding
 
 
 class Adapter(nn.Module):

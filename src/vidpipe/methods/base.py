@@ -25,7 +25,7 @@ from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.noise import ClipDropout, ClipNoise, Keys
 from vidpipe.weights import refuse_mismatch
 
-__all__ = ["MethodConfig", "TemporalEmbedding", "VideoModel"]
+__all__ = ["MethodConfig", "VideoModel"]
 
 
 class VideoModel(nn.Module):
@@ -302,20 +302,3 @@ class VideoModel(nn.Module):
         # The frozen image model runs as at inference: its own dropout would be noise on features.
         self.vit.eval()
         return self
-
-
-class TemporalEmbedding(nn.Module):
-    """(1, T, D), zero at start, added to every token of frame t before `ln_pre` (AIM, ZeroI2V)."""
-
-    def __init__(self, num_frames: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1, num_frames, width))
-
-    def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        if num_frames != self.weight.shape[1]:
-            raise VidpipeError(
-                f"clip has {num_frames} frames, but the temporal embedding was trained for "
-                f"{self.weight.shape[1]}: set sampling.num_frames to that"
-            )
-        x_BTND = x.unflatten(0, (-1, num_frames)) + self.weight[:, :, None]
-        return x_BTND.flatten(0, 1)

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from vidpipe.backbones.ops import attend, fold_frames
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.attentional_pooling import PoolingAttention
-from vidpipe.methods.base import TemporalEmbedding, VideoModel
+from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import EVLConfig
 from vidpipe.methods.noise import ClipDropout
+from vidpipe.methods.temporal_embedding import TemporalEmbedding
 
 
 class Features(NamedTuple):

@@ -26,8 +26,9 @@ from vidpipe.backbones.ops import (
     to_time,
 )
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.base import TemporalEmbedding, VideoModel
+from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import FineTuneConfig, PartialConfig, TemporalFineTuneConfig
+from vidpipe.methods.temporal_embedding import TemporalEmbedding
 
 Trained = Iterable[nn.Module | nn.Parameter]
 

@@ -25,8 +25,9 @@ from vidpipe.backbones.ops import (
     shift_projection,
 )
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.base import TemporalEmbedding, VideoModel
+from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import STDHAConfig
+from vidpipe.methods.temporal_embedding import TemporalEmbedding
 
 
 class STDHA(VideoModel):

@@ -23,10 +23,10 @@ from vidpipe.backbones.swin import (
     to_windows,
 )
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.base import TemporalEmbedding
 from vidpipe.methods.config import ZeroI2VConfig
 from vidpipe.methods.stdha import head_groups
 from vidpipe.methods.swin import TubeletModel
+from vidpipe.methods.temporal_embedding import TemporalEmbedding
 from vidpipe.methods.zeroi2v import LinearAdapter, ZeroI2V
 
 OFFSETS = (1, -1, 2, -2)
