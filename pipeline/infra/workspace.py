@@ -34,7 +34,8 @@ class Workspace:
 
         url = params.train.storage
         mirror = f"{url.rstrip('/')}/{run}" if url else None
-        return Checkpoints(self.ray / run / "checkpoints", mirror)
+        keep_best = params.train.publish == "best"
+        return Checkpoints(self.ray / run / "checkpoints", mirror, keep_best)
 
     def adapter(self, method: str) -> Path:
         return self.root / "models" / method / "adapter"

@@ -168,17 +168,30 @@ def _publish(
     costs: Any,
     tracked: TrackedRun,
 ) -> dict[str, Any]:
-    """The adapter, proven to load, and the small results; returns the last epoch's metrics."""
+    """The adapter, proven to load, and the small results; returns the published epoch's metrics.
+
+    history.csv has every epoch, train.json the one whose weights are published, like the adapter's card.
+    """
     method, last = trained.model.name, checkpoints.last()
     assert last is not None
-    progress = load_result(last, trained.model)
+    progress = Progress.read(last)
+    source = checkpoints.best() if params.train.publish == "best" else last
+    if source is None:
+        raise VidpipeError(
+            f"train.publish: best, but {checkpoints.folder / str(progress.best)} is gone; set it to "
+            f"last, or remove {checkpoints.folder} to train anew"
+        )
+    published = load_result(source, trained.model).epoch
     _log(tracked, progress.history, progress.timing)
     extra = {
-        "epoch": progress.epoch,
+        "epoch": published,
         "train": params.train.model_dump(mode="json"),
         "identity": identity,
         "sha256": state_sha256(trained.model.adapter_state()),
     }
+    if params.train.publish == "best":
+        metrics = progress.history[published - 1]
+        extra |= {"val_top1": metrics.val_top1, "val_loss": metrics.val_loss}
     adapter, draft = workspace.adapter(method), last.parents[1] / "adapter"
     results = [workspace.result(method, name) for name in ("history.csv", "train.json")]
     for path in (adapter, *results, workspace.timing(method)):
@@ -192,7 +205,7 @@ def _publish(
     # As whoever reads the table finds it: pandas may read another last digit than it wrote.
     history = pd.read_csv(io.StringIO(pd.DataFrame(rows).to_csv(index=False)))
     write_text(workspace.result(method, "history.csv"), history.to_csv(index=False))
-    numbers = {str(k): float(v) for k, v in history.iloc[-1].drop("epoch").items()}
+    numbers = {str(k): float(v) for k, v in history.iloc[published - 1].drop("epoch").items()}
     write_json(workspace.result(method, "train.json"), {**numbers, "cost": vars(costs)})
     # The first epoch pays for warming up and for filling the cache of decoded clips.
     speeds = pd.Series([t.clips_per_s for t in progress.timing if t.clips_per_s > 0], dtype=float)

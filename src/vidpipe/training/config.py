@@ -58,9 +58,16 @@ class TrainConfig(Section):
     storage: Annotated[str | None, NotDecisive()] = Field(
         None, description="fsspec URL that keeps a copy of checkpoints, such as s3://bucket/runs"
     )
-    eval_every: Annotated[int, NotDecisive(), SetBySearch("it validates every epoch")] = Field(
-        1, ge=1, description="epochs between validations"
+    publish: Literal["last", "best"] = Field(
+        "last",
+        description="epoch whose weights are published: the papers' last, or the best in validation, "
+        "which is then measured on the clips that chose it",
     )
+    eval_every: Annotated[
+        int,
+        NotDecisive(unless=("publish", "best")),
+        SetBySearch("it validates every epoch"),
+    ] = Field(1, ge=1, description="epochs between validations")
     num_workers: Annotated[int, SetBySearch("a trial is one process")] = Field(
         0, ge=0, description="Ray Train workers; 0 trains in this process"
     )

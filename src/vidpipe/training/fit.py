@@ -33,6 +33,7 @@ ELSEWHERE = {
     "cpus_per_worker": "several workers are the command line's",
     "memory_gb_per_worker": "several workers are the command line's",
     "starts_from": "load the weights into the model first",
+    "publish": "the model is left as the last epoch made it",
     "shuffle": "it is about the shards of a frame store",
     "cache_mb": "the data set is your own",
     "max_bad_reads": "the data set is your own, and its errors are raised",

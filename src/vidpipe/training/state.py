@@ -73,13 +73,14 @@ class Progress:
 
 
 class Checkpoints:
-    """The checkpoints of one training, in one folder; the last and the best are kept.
+    """The checkpoints of one training, in one folder; the last is kept, and what else is of use.
 
     `mirror`: an fsspec URL that holds a copy of each, to go on from where the folder is lost.
+    `keep_best`: also keep the one of the highest validation accuracy, to publish it.
     """
 
-    def __init__(self, folder: Path, mirror: str | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, mirror: str | None = None, keep_best: bool = False) -> None:
+        self.folder, self.keep_best = folder, keep_best
         self.mirror = Mirror(mirror) if mirror else None
 
     def names(self) -> list[str]:
@@ -92,10 +93,10 @@ class Checkpoints:
         return self.folder / names[-1] if names else None
 
     def best(self) -> Path | None:
-        """None before the first validation."""
+        """None before the first validation, and where it was not kept."""
         last = self.last()
         name = Progress.read(last).best if last else None
-        return self.folder / name if name else None
+        return self.folder / name if name and (self.folder / name).exists() else None
 
     def fetch(self, name: str | None = None) -> None:
         """Have checkpoint `name` here, or the mirror's last one where that is newer than ours."""
@@ -110,7 +111,7 @@ class Checkpoints:
         if not (self.folder / name).exists():
             self.mirror.pull(name, self.folder)
             best = Progress.read(self.folder / name).best
-            if best is not None and best != name and not (self.folder / best).exists():
+            if self.keep_best and best and not (self.folder / best).exists():
                 self.mirror.pull(best, self.folder)
 
     def clean(self) -> None:
@@ -128,7 +129,7 @@ class Checkpoints:
         *,
         failed: bool = False,
     ) -> Path:
-        """Write a checkpoint, then remove those before it but the best. `failed`: under that name,
+        """Write a checkpoint, then remove those before it that are of no use. `failed`: under that name,
         to be looked at and never resumed from.
 
         Raises VidpipeError when it cannot be written; the last one is then as it was.
@@ -150,15 +151,16 @@ class Checkpoints:
                     "scaler": scaler.state_dict(),
                 }
                 (folder / "state.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+            kept = {name, progress.best} if self.keep_best and progress.best else {name}
             if not failed:
                 for old in self.names():
-                    if old not in (name, progress.best):
+                    if old not in kept:
                         # Under its own name, a folder half removed would pass for a checkpoint.
                         gone = (self.folder / old).rename(self.folder / f".{old}.gone")
                         shutil.rmtree(gone)
         if self.mirror is not None and not failed:
             self.mirror.push(target)
-            self.mirror.keep({name, *([progress.best] if progress.best else [])})
+            self.mirror.keep(kept)
         return target
 
     @contextmanager

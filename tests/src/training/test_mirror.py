@@ -54,7 +54,7 @@ def test_a_training_goes_on_where_its_folder_is_lost(tmp_path: Path, url: str) -
     for name, tensor in weights(whole.model).items():
         assert tensor.equal(weights(again.model)[name]), name
     assert again.progress.history == whole.progress.history
-    # The last and the best, as in the folder itself.
+    # As in the folder itself.
     assert Mirror(url).names() == Checkpoints(tmp_path / "two").names()
 
 

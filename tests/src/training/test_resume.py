@@ -120,15 +120,25 @@ def test_a_finished_training_trains_nothing(tmp_path: Path) -> None:
     assert len(again.run()) == 3
 
 
-def test_last_and_best_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_the_best_is_kept_where_it_is_of_use(
+    tmp_path: Path, keep_best: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     accuracies = iter([0.5, 0.9, 0.9, 0.7])
     monkeypatch.setattr("vidpipe.training.loop.validate", lambda *a: (1.0, next(accuracies)))
-    run = build(tmp_path, "plain", epochs=4)
+    run = build(tmp_path / "run", "plain", epochs=4)
+    mirror = f"file://{tmp_path}/mirror"
+    run.checkpoints = kept = Checkpoints(tmp_path / "run", mirror, keep_best)
     run.run()
-    assert run.checkpoints is not None
-    assert run.checkpoints.names() == ["00000004-0002", "00000008-0004"]
-    assert run.checkpoints.best() == tmp_path / "00000004-0002"
-    assert Progress.read(tmp_path / "00000004-0002").step == 4
+    best = "00000004-0002"
+    assert kept.names() == [*([best] if keep_best else []), "00000008-0004"]
+    assert kept.mirror is not None
+    assert kept.mirror.names() == kept.names()
+    assert kept.best() == (tmp_path / "run" / best if keep_best else None)
+    # On another machine, all that is of use comes back.
+    elsewhere = Checkpoints(tmp_path / "elsewhere", mirror, keep_best)
+    elsewhere.fetch()
+    assert elsewhere.names() == kept.names()
 
 
 def test_leftovers_of_a_kill_go(tmp_path: Path) -> None:
@@ -232,7 +242,7 @@ def test_a_read_only_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr("vidpipe.files.tempfile.mkdtemp", refuse)
+    monkeypatch.setattr("vidpipe.files._beside", refuse)
     with pytest.raises(
         VidpipeError, match=r"Read-only file system\), there is none yet; make room"
     ):
