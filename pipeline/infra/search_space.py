@@ -11,15 +11,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from pipeline.infra.console import console
-from vidpipe.config.messages import explain, nearest
+from vidpipe.config.messages import nearest
 from vidpipe.config.overlay import deep_merge, parse_override
 from vidpipe.config.section import NotDecisive, Place, SetBySearch, mark
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import CONFIGS
-from vidpipe.params import STAGES, Params
+from vidpipe.params import STAGES, Params, parse_params
 
 ALGORITHMS = ("random", "optuna")
 KINDS = {
@@ -128,20 +127,17 @@ def resolve(raw: Mapping[str, Any], sets: Sequence[str], epochs: int | None = No
     """
     for text in sets:
         raw = deep_merge(raw, parse_override(text))
-    try:
-        params = Params.model_validate(raw)
-        if epochs is None:
-            return params
-        train = params.train.model_dump() | {
-            "epochs": epochs,
-            "steps": None,
-            "warmup_epochs": params.train.warmup_epochs * epochs / params.train.epochs,
-            "eval_every": 1,
-            "num_workers": 0,
-        }
-        return Params.model_validate({**params.model_dump(), "train": train})
-    except ValidationError as error:
-        raise VidpipeError(explain(error, Params)) from None
+    params = parse_params(raw)
+    if epochs is None:
+        return params
+    train = params.train.model_dump() | {
+        "epochs": epochs,
+        "steps": None,
+        "warmup_epochs": params.train.warmup_epochs * epochs / params.train.epochs,
+        "eval_every": 1,
+        "num_workers": 0,
+    }
+    return parse_params({**params.model_dump(), "train": train})
 
 
 def check_space(space: Space, raw: Mapping[str, Any], method: str) -> list[str]:

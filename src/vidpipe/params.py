@@ -8,6 +8,7 @@ them needs torch: a typo is answered before it is imported.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,17 @@ STAGES: dict[str, tuple[str, ...]] = {
 trained method's block."""
 
 
+SCHEMES = (
+    *("sqlite", "postgresql", "mysql", "mssql", "file", "http", "https"),
+    *("databricks", "databricks-uc", "uc"),
+)
+"""Of stores that MLflow knows by itself."""
+
+
+def _plugin_schemes() -> set[str]:
+    return {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+
+
 class TrackingConfig(Section):
     experiment: str = "vidpipe"
     uri: str = Field("sqlite:///mlflow.db", description="MLFLOW_TRACKING_URI overrides it")
@@ -50,6 +62,18 @@ class TrackingConfig(Section):
         description="whether a command refuses to start while MLflow does not answer, and fails in "
         "the end where it lacks part of the run; false: it warns. No outage ends a training",
     )
+
+    @field_validator("uri")
+    @classmethod
+    def _known(cls, uri: str) -> str:
+        scheme, found, _ = uri.partition("://")
+        # A driver may be named, too: postgresql+psycopg2.
+        if found and scheme.partition("+")[0] not in (*SCHEMES, *_plugin_schemes()):
+            raise ValueError(
+                f"no such kind of store: {scheme}{nearest(scheme, SCHEMES)}; "
+                "such as sqlite:///mlflow.db or http://host:5000"
+            )
+        return uri
 
 
 class Params(Section):
@@ -118,8 +142,14 @@ def load_params(path: Path, overlays: Sequence[Mapping[str, Any]] = ()) -> Param
     for overlay in overlays:
         raw = deep_merge(raw, overlay)
     try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise VidpipeError(f"{path.name}: {explain(error, Params)}") from None
+        return parse_params(raw)
     except VidpipeError as error:
         raise VidpipeError(f"{path.name}: {error}") from None
+
+
+def parse_params(raw: Mapping[str, Any]) -> Params:
+    """Plain values as Params. Raises VidpipeError: one line with every wrong key."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise VidpipeError(explain(error, Params)) from None

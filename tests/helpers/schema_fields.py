@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from project import PROJECT
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from vidpipe.config.overlay import deep_merge, read_yaml
-from vidpipe.config.section import Section
+from vidpipe.config.section import LARGEST, Section
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import CONFIGS
-from vidpipe.params import Params
+from vidpipe.params import Params, parse_params
 
 # Dense sampling: evaluation may take more than one clip of it.
 RAW = deep_merge(read_yaml(PROJECT / "params.yaml"), {"sampling": {"strategy": "dense"}})
@@ -47,10 +48,10 @@ class Leaf:
         return whole["properties"][self.name], whole.get("$defs", {})
 
     def set(self, value: Any) -> Params:
-        """params.yaml with another value here. Raises VidpipeError or ValidationError."""
+        """params.yaml with another value here. Raises VidpipeError."""
         for part in reversed(self.path):
             value = {part: value}
-        return Params.model_validate(deep_merge(RAW, value))
+        return parse_params(deep_merge(RAW, value))
 
     def get(self, params: Params) -> Any:
         found: Any = params
@@ -125,11 +126,67 @@ def other_values(leaf: Leaf) -> list[Params]:
     for value in values(*leaf.schema()):
         try:
             params = leaf.set(value)
-        except (ValidationError, VidpipeError):
+        except VidpipeError:
             continue
         if leaf.get(params) != before:
             found.append(params)
     return found
+
+
+INF, NAN = math.inf, math.nan
+NUMBERS = (-1, 0, 1, 2**31, 2**63, 2**64, 10**30, -(10**30), INF, -INF, NAN, 5e-324, 1e308, 1.5)
+TEXTS = ("", "\0", "a\nb", "\x1b[2J", "x" * 300, "x" * 5000, "../..", "nosuch://x", "1e999", "é")
+OTHERS = (
+    None,
+    True,
+    [],
+    {},
+    [[[]]],
+    {"a": INF},
+    {"\0": "\0"},
+    ["a", "a"],
+    [1, 0],
+    [2, 3],
+    [0.9, 0.1],
+)
+
+
+def extremes(leaf: Leaf) -> list[Any]:
+    """Values at and beyond the edges of such a field, and of other kinds."""
+    schema, definitions = leaf.schema()
+    edges = [*NUMBERS, LARGEST, LARGEST + 1, *_edges(schema, definitions)]
+    sizes = {size for size in _sizes(schema, definitions) if size}
+    lists = [[edge] * size for size in sizes for edge in edges]
+    lists += [[[edge] * 2] for edge in edges if 2 in sizes]
+    return [*edges, *TEXTS, *OTHERS, *values(schema, definitions), *lists]
+
+
+def _edges(schema: Schema, definitions: Schema) -> Iterator[float]:
+    """Every bound within the schema, and the numbers beside it."""
+    for key, value in _walk(schema, definitions):
+        if key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+            yield from (value, value - 1, value + 1, value * (1 - 1e-12))
+
+
+def _sizes(schema: Schema, definitions: Schema) -> Iterator[int]:
+    """How many items a list within the schema may have."""
+    for key, value in _walk(schema, definitions):
+        if key == "type" and value == "array":
+            yield 1
+        elif key in ("minItems", "maxItems"):
+            yield value
+
+
+def _walk(schema: Any, definitions: Schema) -> Iterator[tuple[str, Any]]:
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            yield key, value
+            if key == "$ref":
+                yield from _walk(definitions[value.rpartition("/")[2]], definitions)
+            yield from _walk(value, definitions)
+    elif isinstance(schema, list):
+        for part in schema:
+            yield from _walk(part, definitions)
 
 
 def nested(leaf: Leaf) -> Params:

@@ -5,19 +5,65 @@ A mark stands in the field's annotation: `cache_mb: Annotated[int, NotDecisive()
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 Mark = TypeVar("Mark")
 
 
-class Section(BaseModel):
-    """A part of params.yaml: unknown keys are refused, and values never change."""
+LARGEST = 1_000_000
+"""The most, up or down, that a number of a section may be where its field has no upper bound."""
+LONGEST = 1_000
+"""The most characters that a text may have."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+class Section(BaseModel):
+    """A part of params.yaml: unknown keys are refused, and values never change.
+
+    Numbers are finite and at most LARGEST, in lists and mappings too, unless their field has an upper
+    bound of its own (`le`, `lt`); texts have at most LONGEST characters, and no control characters.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        str_max_length=LONGEST,
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _sane(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        bounded = any(hasattr(x, "le") or hasattr(x, "lt") for x in field.metadata)
+        _refuse_extremes(value, bounded)
+        return value
+
+
+def _refuse_extremes(value: Any, bounded: bool) -> None:
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"expected no control characters, got {reprlib.repr(value)}")
+    if isinstance(value, int | float) and not bounded and abs(value) > LARGEST:
+        raise ValueError(f"expected a number of at most {LARGEST:,}, got {reprlib.repr(value)}")
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for part in value:
+            _refuse_extremes(part, bounded)
+
+
+def ascending(values: tuple[float, float]) -> tuple[float, float]:
+    """A validator of ranges."""
+    if values[0] > values[1]:
+        raise ValueError(f"expected [low, high], got {list(values)}")
+    return values
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from vidpipe.config.section import NotDecisive, Place, Section
+from vidpipe.config.section import NotDecisive, Place, Section, Seed, ascending
 
 Layout = Literal["folders", "table", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51"]
 
@@ -56,7 +57,15 @@ class DataConfig(Section):
         le=1,
         description="of the listed videos that may be absent from the disk; each has a manifest row",
     )
-    seed: int = 0
+    seed: Seed = 0
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        most = Counter(classes).most_common(1) if classes else []
+        if most and most[0][1] > 1:
+            raise ValueError(f"{most[0][0]!r} is named twice")
+        return classes
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -78,7 +87,7 @@ class SubsetConfig(Section):
 
     fraction: float | None = Field(None, gt=0, le=1, description="of each class, at least one clip")
     per_class: int | None = Field(None, ge=1, description="shots")
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _one(self) -> SubsetConfig:
@@ -92,7 +101,7 @@ class SamplingConfig(Section):
         description="uniform: T equal segments; dense: T frames at a stride"
     )
     num_frames: int = Field(ge=1, le=256)
-    stride: int = Field(8, ge=1, description="dense only")
+    stride: int = Field(8, ge=1, le=10_000, description="dense only")
     short_clips: Literal["loop", "repeat_last"] = Field(
         "loop",
         description="dense only: clips shorter than the span (AIM loops, ST-Adapter repeats)",
@@ -103,6 +112,12 @@ class SamplingConfig(Section):
     )
 
 
+Share = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(ge=1 / 16, le=16)]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+MixAlpha = Annotated[float, Field(ge=0, le=1000)]
+
+
 class RandAugmentConfig(Section):
     """One draw for all frames of a clip, among torchvision's 14 operations (Cubuk et al. 2020).
 
@@ -110,7 +125,7 @@ class RandAugmentConfig(Section):
     `{num_ops: 4, magnitude: 21, probability: 0.5, magnitude_std: 1.5}`.
     """
 
-    num_ops: int = Field(4, ge=1)
+    num_ops: int = Field(4, ge=1, le=16)
     magnitude: int = Field(7, ge=0, le=30, description="of 30")
     probability: float = Field(1.0, ge=0, le=1, description="of each operation to be applied")
     magnitude_std: float = Field(
@@ -119,9 +134,9 @@ class RandAugmentConfig(Section):
 
 
 class ColorJitterConfig(Section):
-    brightness: float = Field(0.0, ge=0)
-    contrast: float = Field(0.0, ge=0)
-    saturation: float = Field(0.0, ge=0)
+    brightness: float = Field(0.0, ge=0, le=10)
+    contrast: float = Field(0.0, ge=0, le=10)
+    saturation: float = Field(0.0, ge=0, le=10)
     hue: float = Field(0.0, ge=0, le=0.5)
 
 
@@ -130,9 +145,11 @@ class TransformConfig(Section):
     crop: Literal["random_resized", "short_side_jitter", "random", "center"] = Field(
         "random_resized", description="in training; evaluation crops along the long side"
     )
-    scale: tuple[float, float] = Field((0.08, 1.0), description="area range of random_resized")
-    ratio: tuple[float, float] = (0.75, 1.3333)
-    short_side: tuple[int, int] | None = Field(
+    scale: Annotated[tuple[Share, Share], AfterValidator(ascending)] = Field(
+        (0.08, 1.0), description="area range of random_resized"
+    )
+    ratio: Annotated[tuple[Ratio, Ratio], AfterValidator(ascending)] = (0.75, 1.3333)
+    short_side: tuple[Pixels, Pixels] | None = Field(
         None, description="short_side_jitter: pixels, such as [256, 320]; then a random crop"
     )
     flip: bool = Field(False, description="leave off where classes differ by direction")
@@ -144,8 +161,8 @@ class TransformConfig(Section):
     rand_augment: RandAugmentConfig | None = None
     color_jitter: ColorJitterConfig | None = None
     erase_probability: float = Field(0.0, ge=0, le=1, description="RandomErasing, after the rest")
-    mixup_alpha: float = Field(0.0, ge=0, description="Beta(a, a) weights pairs of clips; 0: off")
-    cutmix_alpha: float = Field(0.0, ge=0, description="as mixup; with both, each half of the time")
+    mixup_alpha: MixAlpha = Field(0.0, description="Beta(a, a) weights pairs of clips; 0: off")
+    cutmix_alpha: MixAlpha = Field(0.0, description="as mixup; with both, each half of the time")
 
     @model_validator(mode="after")
     def _possible(self) -> TransformConfig:

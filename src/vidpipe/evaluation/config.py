@@ -10,7 +10,7 @@ from vidpipe.config.section import NotDecisive, Section
 
 
 class EvaluateConfig(Section):
-    temporal_clips: int = Field(1, ge=1)
+    temporal_clips: int = Field(1, ge=1, le=1000)
     spatial_crops: Literal[1, 3] = 1
     average: Literal["softmax", "logits"] = Field(
         "softmax", description="what is averaged over the views; the papers' code: softmax"
@@ -25,10 +25,10 @@ class EvaluateConfig(Section):
         None, ge=0, description="decoding processes; null: some beside a GPU, none on a CPU"
     )
     batch_size: Annotated[int, NotDecisive()] = Field(
-        16, ge=1, description="clips; each brings all its views"
+        16, ge=1, le=4096, description="clips; each brings all its views"
     )
     num_workers: Annotated[int, NotDecisive()] = Field(
-        0, ge=0, description="Ray workers; 0 evaluates in this process"
+        0, ge=0, le=4096, description="Ray workers; 0 evaluates in this process"
     )
     reversed_pairs: tuple[tuple[str, str], ...] = Field(
         (), description="pairs of classes that are each other's time reversal"

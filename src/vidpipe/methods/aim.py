@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend_from, embed, to_space, to_time
 from vidpipe.methods.base import VideoModel
-from vidpipe.methods.config import AIMConfig
+from vidpipe.methods.config import AIMConfig, channels
 from vidpipe.methods.noise import ClipDropPath
 from vidpipe.methods.temporal_embedding import TemporalEmbedding
 
@@ -47,7 +47,7 @@ class Adapter(nn.Module):
 class BlockAdapters(nn.Module):
     def __init__(self, width: int, config: AIMConfig, drop_path: float) -> None:
         super().__init__()
-        bottleneck = round(width * config.bottleneck_ratio)
+        bottleneck = channels(width, config.bottleneck_ratio, "bottleneck_ratio")
         self.temporal_in: nn.Module = nn.Identity()
         if config.temporal:
             if config.num_temporal_adapters == 2:

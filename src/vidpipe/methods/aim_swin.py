@@ -25,7 +25,7 @@ from vidpipe.backbones.swin import (
 )
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.aim import AIM, Adapter
-from vidpipe.methods.config import AIMConfig
+from vidpipe.methods.config import AIMConfig, channels
 from vidpipe.methods.noise import ClipDropPath
 from vidpipe.methods.swin import TubeletModel
 
@@ -33,7 +33,7 @@ from vidpipe.methods.swin import TubeletModel
 class SwinBlockAdapters(nn.Module):
     def __init__(self, width: int, config: AIMConfig, drop_path: float, temporal: bool) -> None:
         super().__init__()
-        bottleneck = round(width * config.bottleneck_ratio)
+        bottleneck = channels(width, config.bottleneck_ratio, "bottleneck_ratio")
         self.temporal = Adapter(width, bottleneck, skip=False) if temporal else None
         self.spatial = Adapter(width, bottleneck, skip=True)
         self.mlp = Adapter(width, bottleneck, skip=False)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from vidpipe.config.section import OnlyTraining, Section
+from vidpipe.errors import VidpipeError
 
 
 class MethodConfig(Section):
@@ -37,6 +38,7 @@ class LinearProbeConfig(MethodConfig):
     space: ClassVar = {"lr": "loguniform(1e-3,1e-1)"}
 
 
+KernelSize = Annotated[int, Field(ge=1, le=63)]
 Position = Literal["before_attn", "after_attn", "before_mlp", "after_mlp"]
 
 
@@ -48,8 +50,8 @@ class STAdapterConfig(MethodConfig):
     }
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
-    bottleneck_ratio: float = Field(0.5, gt=0, description="adapter width / backbone width")
-    kernel_size: tuple[int, int, int] = (3, 1, 1)
+    bottleneck_ratio: float = Field(0.5, gt=0, le=4, description="adapter width / backbone width")
+    kernel_size: tuple[KernelSize, KernelSize, KernelSize] = (3, 1, 1)
     positions: tuple[Position, ...] = Field(("before_attn",), min_length=1)
     blocks: tuple[int, ...] | dict[Position, tuple[int, ...]] | None = Field(
         None, description="adapted blocks; null means all; a mapping gives each position its own"
@@ -74,7 +76,7 @@ class STAdapterConfig(MethodConfig):
     @field_validator("kernel_size")
     @classmethod
     def _odd(cls, kernel: tuple[int, int, int]) -> tuple[int, int, int]:
-        if any(k < 1 or k % 2 == 0 for k in kernel):
+        if any(k % 2 == 0 for k in kernel):
             raise ValueError("expected three odd sizes (time, height, width), such as [3, 1, 1]")
         return kernel
 
@@ -95,7 +97,7 @@ class AIMConfig(MethodConfig):
         "scale": "uniform(0.25,1)",
         "drop_path": "choice(0,0.1,0.2)",
     }
-    bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
+    bottleneck_ratio: float = Field(0.25, gt=0, le=4, description="adapter width / backbone width")
     scale: float = Field(0.5, description="weight s of the MLP adapter (the SSv2 configs use 1)")
     num_temporal_adapters: Literal[1, 2] = Field(
         1, description="2 adds an adapter before the temporal attention (SSv2)"
@@ -112,6 +114,9 @@ class AIMConfig(MethodConfig):
     )
 
 
+Channels = Annotated[int, Field(ge=1)]
+
+
 class STDHAConfig(MethodConfig):
     space: ClassVar = {
         **MethodConfig.space,
@@ -122,7 +127,7 @@ class STDHAConfig(MethodConfig):
         description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]; "
         "a list of lists gives each block (ViT) or stage (Swin) its own",
     )
-    channel_offsets: tuple[tuple[int, int], ...] | None = Field(
+    channel_offsets: tuple[tuple[Channels, int], ...] | None = Field(
         None, description="(channels, dt) groups covering the width, in place of head_offsets"
     )
     shift_ratio: float | None = Field(
@@ -148,7 +153,7 @@ class ZeroI2VConfig(STDHAConfig):
         **STDHAConfig.space,
         "bottleneck_ratio": "choice(0.125,0.25,0.5)",
     }
-    bottleneck_ratio: float = Field(0.25, gt=0, description="adapter width / backbone width")
+    bottleneck_ratio: float = Field(0.25, gt=0, le=4, description="adapter width / backbone width")
     scale: float = Field(1.0, description="weight s of every adapter")
     adapter_dropout: Annotated[float, OnlyTraining()] = Field(0.0, ge=0, lt=1)
     adapters: tuple[AdapterName, ...] = Field(
@@ -197,7 +202,7 @@ class LoRAConfig(STDHAConfig):
         **STDHAConfig.space,
         "rank": "choice(16,64,192)",
     }
-    rank: int = Field(192, ge=1, description="the paper uses 192 and 128 on ViT-B")
+    rank: int = Field(192, ge=1, le=4096, description="the paper uses 192 and 128 on ViT-B")
     scale: float = Field(1.0, description="weight s of the update (alpha / rank elsewhere)")
     targets: tuple[Target, ...] = Field(
         ("q", "k", "v", "o"),
@@ -210,7 +215,7 @@ class PromptTuningConfig(MethodConfig):
         **MethodConfig.space,
         "num_tokens": "choice(8,32,128)",
     }
-    num_tokens: int = Field(128, gt=0, description="learned tokens a block")
+    num_tokens: int = Field(128, gt=0, le=4096, description="learned tokens a block")
 
 
 class AttentionalPoolingConfig(MethodConfig):
@@ -225,7 +230,7 @@ class EVLConfig(MethodConfig):
     }
     num_layers: int = Field(4, ge=1, description="decoder layers; the last so many blocks are read")
     mlp_ratio: float = Field(
-        4.0, gt=0, description="hidden width of a decoder MLP / backbone width"
+        4.0, gt=0, le=16, description="hidden width of a decoder MLP / backbone width"
     )
     mlp_dropout: Annotated[float, OnlyTraining()] = Field(0.5, ge=0, lt=1)
     temporal_conv: bool = Field(True, description="depthwise convolution over 3 frames")
@@ -251,3 +256,13 @@ CONFIGS: dict[str, type[MethodConfig]] = {
     "evl": EVLConfig,
 }
 """What `methods.<name>` may hold; `registry.METHODS` has the models."""
+
+
+def channels(width: int, ratio: float, option: str) -> int:
+    """`ratio` of the backbone's `width`, rounded. Raises VidpipeError where no channel is left."""
+    count = round(width * ratio)
+    if count == 0:
+        raise VidpipeError(
+            f"{option}: {ratio:g} of the width {width} leaves no channel; the least is {1 / width:.2g}"
+        )
+    return count

@@ -26,7 +26,7 @@ from vidpipe.backbones.ops import attend, fold_frames
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.attentional_pooling import PoolingAttention
 from vidpipe.methods.base import VideoModel
-from vidpipe.methods.config import EVLConfig
+from vidpipe.methods.config import EVLConfig, channels
 from vidpipe.methods.noise import ClipDropout
 from vidpipe.methods.temporal_embedding import TemporalEmbedding
 
@@ -129,7 +129,7 @@ class DecoderLayer(nn.Module):
         )
         self.attn = PoolingAttention(width, cast(Any, block.attn).num_heads)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        hidden = round(width * config.mlp_ratio)
+        hidden = channels(width, config.mlp_ratio, "mlp_ratio")
         fc1, fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         for layer in (fc1, fc2):
             nn.init.xavier_uniform_(layer.weight)

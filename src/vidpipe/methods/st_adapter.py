@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.ops import attend_from
 from vidpipe.methods.base import VideoModel
-from vidpipe.methods.config import Position, STAdapterConfig
+from vidpipe.methods.config import Position, STAdapterConfig, channels
 
 
 class Adapter(nn.Module):
@@ -72,7 +72,7 @@ class STAdapter(VideoModel):
         super().__init__(vit, num_classes, num_frames, config)
         placements = config.placements(len(self.blocks))
         self.chosen_blocks(tuple(sorted({index for index, _ in placements})))
-        bottleneck = round(self.width * config.bottleneck_ratio)
+        bottleneck = channels(self.width, config.bottleneck_ratio, "bottleneck_ratio")
         self.adapters = nn.ModuleDict(
             {
                 f"{index}_{position}": Adapter(self.width, bottleneck, config.kernel_size)

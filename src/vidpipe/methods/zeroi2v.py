@@ -18,7 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import overwrite_linear
-from vidpipe.methods.config import QKV, AdapterName, ZeroI2VConfig
+from vidpipe.methods.config import QKV, AdapterName, ZeroI2VConfig, channels
 from vidpipe.methods.noise import ClipDropout
 from vidpipe.methods.stdha import STDHA
 
@@ -65,7 +65,7 @@ class ZeroI2V(STDHA):
         super().__init__(vit, num_classes, num_frames, config)
         if config.activation != "none" and config.adapters:
             self.not_mergeable = "its adapters have a GELU"
-        bottleneck = round(self.width * config.bottleneck_ratio)
+        bottleneck = channels(self.width, config.bottleneck_ratio, "bottleneck_ratio")
         options = (config.scale, config.adapter_dropout, config.activation)
         self.adapters = nn.ModuleList(
             nn.ModuleDict(

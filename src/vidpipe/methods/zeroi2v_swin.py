@@ -23,7 +23,7 @@ from vidpipe.backbones.swin import (
     to_windows,
 )
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.config import ZeroI2VConfig
+from vidpipe.methods.config import ZeroI2VConfig, channels
 from vidpipe.methods.stdha import head_groups
 from vidpipe.methods.swin import TubeletModel
 from vidpipe.methods.temporal_embedding import TemporalEmbedding
@@ -89,7 +89,7 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
 
 
 def _adapter(width: int, config: ZeroI2VConfig) -> LinearAdapter:
-    bottleneck = round(width * config.bottleneck_ratio)
+    bottleneck = channels(width, config.bottleneck_ratio, "bottleneck_ratio")
     options = (config.scale, config.adapter_dropout, config.activation)
     return LinearAdapter(width, bottleneck, *options)
 

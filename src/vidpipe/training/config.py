@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vidpipe.config.section import NotDecisive, Section, SetBySearch
+from vidpipe.config.section import NotDecisive, Section, Seed, SetBySearch
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainConfig(Section):
@@ -14,7 +16,9 @@ class TrainConfig(Section):
     steps: Annotated[int | None, SetBySearch("it sets how long a trial is, in epochs")] = Field(
         None, ge=1, description="optimizer steps in all, in place of epochs (ST-Adapter: 20k)"
     )
-    batch_size: int = Field(ge=1, description="clips of one optimizer step, over all workers")
+    batch_size: int = Field(
+        ge=1, le=65_536, description="clips of one optimizer step, over all workers"
+    )
     drop_last: bool = Field(
         False, description="leave out the last batch of an epoch where it has fewer clips"
     )
@@ -30,7 +34,7 @@ class TrainConfig(Section):
     )
     clip_grad_norm: float | None = Field(None, gt=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="evaluate and publish an average of the trained weights"
     )
@@ -69,25 +73,27 @@ class TrainConfig(Section):
         SetBySearch("it validates every epoch"),
     ] = Field(1, ge=1, description="epochs between validations")
     num_workers: Annotated[int, SetBySearch("a trial is one process")] = Field(
-        0, ge=0, description="Ray Train workers; 0 trains in this process"
+        0, ge=0, le=4096, description="Ray Train workers; 0 trains in this process"
     )
     worker_restarts: Annotated[int, NotDecisive()] = Field(
         3, ge=0, description="times lost workers are started again, from the last checkpoint"
     )
-    cpus_per_worker: Annotated[int, NotDecisive()] = Field(1, ge=1)
+    cpus_per_worker: Annotated[int, NotDecisive()] = Field(1, ge=1, le=1024)
     memory_gb_per_worker: Annotated[float, NotDecisive()] = Field(
-        2, gt=0, description="refused where not available"
+        2, ge=0.01, le=100_000, description="refused where not available"
     )
     use_gpu: Literal["auto", "yes", "no"] = Field(
         "auto",
         description="also of other commands; auto: where this machine, or Ray's cluster, has one",
     )
-    threads: int = Field(2, ge=1, description="of torch, per process; changes the last bits")
+    threads: int = Field(
+        2, ge=1, le=1024, description="of torch, per process; changes the last bits"
+    )
     loader_workers: Annotated[int, NotDecisive()] = Field(
-        0, ge=0, description="decoding processes per training worker"
+        0, ge=0, le=256, description="decoding processes per training worker"
     )
     prefetch: Annotated[int, NotDecisive()] = Field(
-        2, ge=1, description="batches each loader worker keeps ready"
+        2, ge=1, le=1000, description="batches each loader worker keeps ready"
     )
     shuffle: Literal["full", "shards"] = Field(
         "full", description="shards: in windows of a few shards, for a store read over a network"
@@ -98,7 +104,7 @@ class TrainConfig(Section):
     cache_mb: Annotated[int, NotDecisive()] = Field(
         1024, ge=0, description="decoded clips kept in memory, per process"
     )
-    seed: Annotated[int, SetBySearch("its trials share it, or luck would be searched")] = 0
+    seed: Annotated[Seed, SetBySearch("its trials share it, or luck would be searched")] = 0
 
     @field_validator("use_gpu", mode="before")
     @classmethod

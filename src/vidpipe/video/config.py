@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vidpipe.config.section import NotDecisive, Section
+from vidpipe.config.section import NotDecisive, Section, Seed
 
 
 class ExtractConfig(Section):
@@ -15,11 +15,11 @@ class ExtractConfig(Section):
     tier: Literal["compact", "fast"] = Field(
         "compact", description="compact: short-GOP H.264; fast: JPEG, several times the bytes"
     )
-    gop: int = Field(8, ge=1, description="compact: frames between key frames")
+    gop: int = Field(8, ge=1, le=1000, description="compact: frames between key frames")
     crf: int = Field(20, ge=0, le=51, description="compact: H.264 quality; lower is better")
     jpeg_quality: int = Field(90, ge=1, le=100, description="fast: quality of each frame")
     num_workers: Annotated[int, NotDecisive()] = Field(
-        2, ge=1, description="decoding processes, one thread each"
+        2, ge=1, le=1024, description="decoding processes, one thread each"
     )
     ray_address: Annotated[str | None, NotDecisive()] = Field(
         None,
@@ -29,7 +29,10 @@ class ExtractConfig(Section):
     min_frames: int = Field(2, ge=1, description="shorter videos are quarantined (too_short)")
     max_frames: int = Field(100_000, ge=1, description="of the store; longer ones (too_large)")
     max_pixels: int = Field(
-        8192 * 4320, ge=1, description="of one frame, of the source or of the store (too_large)"
+        8192 * 4320,
+        ge=1,
+        le=2**31,
+        description="of one frame, of the source or of the store (too_large)",
     )
     max_mb: float = Field(4096, gt=0, description="of one source file (too_large)")
     timeout_s: Annotated[float, NotDecisive()] = Field(
@@ -40,7 +43,7 @@ class ExtractConfig(Section):
     max_bad_fraction: Annotated[float, NotDecisive()] = Field(
         0.1, ge=0, le=1, description="more quarantined fails the stage"
     )
-    shard_mb: float = Field(256, gt=0)
+    shard_mb: float = Field(256, ge=0.001)
 
 
 Pair = Literal["horizontal", "vertical", "scale", "rotation"]
@@ -53,21 +56,25 @@ CLASS_PAIRS: dict[str, tuple[str, str]] = {
 }
 
 
+Seconds = Annotated[float, Field(gt=0, le=600)]
+SidePixels = Annotated[int, Field(ge=16, le=4096)]
+
+
 class SynthConfig(Section):
     """Everything that decides the pixels of the rendered data set."""
 
     pairs: tuple[Pair, ...] = Field(("horizontal", "vertical", "scale", "rotation"), min_length=1)
-    clips_per_class: int = Field(52, ge=2)
+    clips_per_class: int = Field(52, ge=2, le=100_000)
     val_fraction: float = Field(0.25, gt=0, lt=1)
-    duration_s: tuple[float, float] = (1.0, 2.5)
+    duration_s: tuple[Seconds, Seconds] = (1.0, 2.5)
     fps: int = Field(16, ge=2, le=120)
-    size_px: tuple[int, int] = (64, 112)
+    size_px: tuple[SidePixels, SidePixels] = (64, 112)
     """Range of the frame's width and of its height, drawn per clip, always even."""
     noise: float = Field(3.0, ge=0, le=64)
     """Upper end of the per-clip standard deviation of the sensor noise, in 8-bit grey levels."""
     crf: int = Field(14, ge=0, le=51)
     """x264 quality. Low enough that nothing of the coding order shows in single frames."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _check(self) -> SynthConfig:
