@@ -28,6 +28,7 @@ from vidpipe.files import read_json
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.create import build_on
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.text import printable
 from vidpipe.version import __version__
 from vidpipe.video.config import ExtractConfig
 from vidpipe.weights import read_header, read_tensors, refuse_mismatch, state_sha256
@@ -43,7 +44,7 @@ OWN_BACKBONE = "backbone.safetensors"
 FRAMES = ("short_side", "fps")
 MAX_BYTES = 16 * 2**20
 """Of a config.json; Kinetics-700's has 40 KB."""
-MAX_MESSAGE = 400
+MAX_MESSAGE = 600
 """Characters of a description's error: what is wrong may be as long as the file."""
 
 Mean = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
@@ -127,8 +128,6 @@ class Card(Section):
     @field_validator("classes")
     @classmethod
     def _names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
-        if "" in classes:
-            raise ValueError("a class without a name")
         if len(set(classes)) < len(classes):
             twice = next(name for i, name in enumerate(classes) if name in classes[:i])
             raise ValueError(f"{twice!r} appears twice")
@@ -184,6 +183,12 @@ class Card(Section):
         missing, damaged, not finite or do not fit, or where the backbone's weights are others than
         those it was trained on.
         """
+        try:
+            return self._build(folder, weights, backbone)
+        except VidpipeError as error:  # names in it may be the stranger's
+            raise VidpipeError(_short(str(error))) from None
+
+    def _build(self, folder: Path, weights: str | None, backbone: Backbone | None) -> TrainedModel:
         tensors = folder / TENSORS[self.format]
         self._refuse_other_shapes(folder / "config.json", tensors)
         if self.format == PACKAGE:
@@ -321,5 +326,5 @@ def _first_line(error: Exception) -> str:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} ..."
