@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from vidpipe.errors import VidpipeError
+from vidpipe.export.pt2_check import refuse_unsafe
 from vidpipe.trained.card import TrainedModel
 
 METADATA = "vidpipe.json"
@@ -114,6 +115,8 @@ def _traced(classifier: Classifier) -> ExportedProgram:
         program = torch.export.export(
             classifier, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
         )
+    # They would travel as a pickle, and nothing reads them.
+    program._example_inputs = None  # type: ignore[assignment]
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -167,12 +170,14 @@ def open_program(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
     """A written program as a function of uint8 clips (N, T, 3, S, S); on the CPU. `threads` is for
     onnxruntime; torch has its own setting.
 
-    Raises VidpipeError for a file that is missing or cannot be read.
+    Raises VidpipeError for a file that is missing or cannot be read, and for a .pt2 that could run code
+    when it is opened (`pt2_check`).
     """
     if not path.is_file():
         raise VidpipeError(f"{path}: no such file")
     try:
         if path.suffix == ".pt2":
+            refuse_unsafe(path)
             return torch.export.load(path).module()
         onnxruntime = _onnx_packages()[1]
         options = onnxruntime.SessionOptions()
