@@ -27,7 +27,7 @@ from vidpipe.export.latency import latency_ratio
 from vidpipe.export.model_card import Facts, model_card, weights_licence
 from vidpipe.export.packaging import describe, inference_model, save_package
 from vidpipe.export.parity import Parity, prove_parity, prove_program
-from vidpipe.export.programs import Classifier, open_program, require, write_program
+from vidpipe.export.programs import PixelModel, open_program, require, write_program
 from vidpipe.files import atomic_folder, read_json, write_json, write_text
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import LinearProbeConfig
@@ -120,7 +120,7 @@ def _write(
         parity = prove_program(expected, program, clips, allowed, **labels)
         if dtype != "fp32":
             if reference is None:
-                reference = _top1(Classifier(trained), views, config)
+                reference = _top1(PixelModel(trained), views, config)
             parity = _with_accuracy(parity, _top1(program, views, config), reference, views, config)
         parities.append(parity)
     write_json(folder / "parity.json", [vars(parity) for parity in parities])

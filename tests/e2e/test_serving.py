@@ -24,7 +24,7 @@ from small_store import small_project
 from pipeline.infra.workspace import Workspace
 from pipeline.stages import export
 from vidpipe.config.overlay import deep_merge
-from vidpipe.export.programs import Classifier
+from vidpipe.export.programs import PixelModel
 from vidpipe.new_model import new_model
 from vidpipe.params import Params, load_params
 from vidpipe.trained.adapter import save_adapter
@@ -177,7 +177,7 @@ def test_the_registered_model_is_served_from_its_own_requirements(
     clips = np.random.default_rng(0).integers(0, 256, (3, 4, 3, 48, 48), dtype=np.uint8)
     package = load_package(Workspace(project).package(METHOD))
     with torch.no_grad():
-        expected = Classifier(package)(torch.from_numpy(clips)).softmax(-1).numpy()
+        expected = PixelModel(package)(torch.from_numpy(clips)).softmax(-1).numpy()
     body = json.dumps({"inputs": clips.tolist()}).encode()
     headers = {"Content-Type": "application/json"}
     with (

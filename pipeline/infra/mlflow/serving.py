@@ -13,14 +13,14 @@ import torch
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from vidpipe.export.programs import Classifier
+from vidpipe.export.programs import PixelModel
 from vidpipe.trained.package import load_package
 
 
 class VideoClassifier(PythonModel):  # type: ignore[misc]
     # No type hints on `predict`: MLflow would take them for a schema; the signature has one.
     def load_context(self, context: Any) -> None:
-        self.classifier = Classifier(load_package(Path(context.artifacts["package"])))
+        self.classifier = PixelModel(load_package(Path(context.artifacts["package"])))
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         clips = torch.from_numpy(np.asarray(model_input))

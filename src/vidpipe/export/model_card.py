@@ -132,8 +132,8 @@ def _use(parities: Sequence[Parity], shape: Sequence[object]) -> str:
         "As a module, with vidpipe on the path, torch, timm and pydantic:\n\n"
         f"    {example}\n"
         "    from vidpipe.trained.package import load_package\n"
-        "    from vidpipe.export.programs import Classifier\n"
-        "    probabilities = Classifier(load_package(Path('.')))(clips).softmax(-1)"
+        "    from vidpipe.export.programs import PixelModel\n"
+        "    probabilities = PixelModel(load_package(Path('.')))(clips).softmax(-1)"
     )
     return "\n\n".join(parts)
 

@@ -32,7 +32,7 @@ OPSET = 23
 """The newest that torch's exporter writes."""
 
 
-class Classifier(nn.Module):
+class PixelModel(nn.Module):
     """(N, T, 3, S, S) uint8 -> (N, C) fp32 logits; in between it computes in `dtype`."""
 
     offset: Tensor
@@ -89,12 +89,12 @@ def write_program(
     try:
         with _quiet():
             if form == "torch_export":
-                program = _traced(Classifier(trained, DTYPES[dtype]))
+                program = _traced(PixelModel(trained, DTYPES[dtype]))
                 torch.export.save(program, path, extra_files={METADATA: json.dumps(card)})
             elif dtype == "int8":
                 _quantise(trained, path, card)
             else:
-                _write_onnx(_traced(Classifier(trained, DTYPES[dtype])), path, card)
+                _write_onnx(_traced(PixelModel(trained, DTYPES[dtype])), path, card)
     except VidpipeError:
         raise
     except Exception as error:  # tracing and conversion raise many kinds
@@ -106,14 +106,14 @@ def write_program(
     return path
 
 
-def _traced(classifier: Classifier) -> ExportedProgram:
+def _traced(pixels: PixelModel) -> ExportedProgram:
     """The graph for any number of clips. Without what only a debugger reads: paths of this machine."""
-    model = classifier.model
-    size = _size(classifier)
+    model = pixels.model
+    size = _size(pixels)
     example = torch.zeros(2, model.num_frames, 3, size, size, dtype=torch.uint8)
     with torch.no_grad():
         program = torch.export.export(
-            classifier, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
+            pixels, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
         )
     # They would travel as a pickle, and nothing reads them.
     program._example_inputs = None  # type: ignore[assignment]
@@ -124,8 +124,8 @@ def _traced(classifier: Classifier) -> ExportedProgram:
     return program
 
 
-def _size(classifier: Classifier) -> int:
-    patches: Any = classifier.model.vit.patch_embed
+def _size(pixels: PixelModel) -> int:
+    patches: Any = pixels.model.vit.patch_embed
     return int(patches.img_size[0])
 
 
@@ -153,7 +153,7 @@ def _quantise(trained: TrainedModel, path: Path, card: Mapping[str, Any]) -> Non
 
     with TemporaryDirectory() as scratch:
         whole = Path(scratch) / "model.onnx"
-        _write_onnx(_traced(Classifier(trained)), whole, card)
+        _write_onnx(_traced(PixelModel(trained)), whole, card)
         model = onnx.load(whole)
         # The quantiser turns Gemm around and trips over the shapes noted of it; it infers its own.
         del model.graph.value_info[:]

@@ -26,7 +26,7 @@ from vidpipe.export.config import ExportConfig
 from vidpipe.export.model_card import Facts, model_card, weights_licence
 from vidpipe.export.packaging import describe, inference_model, save_package
 from vidpipe.export.parity import Parity, prove_parity, prove_program
-from vidpipe.export.programs import Classifier, open_program, require, write_program
+from vidpipe.export.programs import PixelModel, open_program, require, write_program
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.package import open_model
@@ -94,10 +94,10 @@ def exported(trained: TrainedModel) -> TrainedModel:
     )
 
 
-def test_classifier_takes_the_pixels_of_a_clip() -> None:
+def test_a_pixel_model_takes_the_pixels_of_a_clip() -> None:
     trained = tiny_model("aim")
     x = to_input(clips(trained), trained.backbone.mean, trained.backbone.std)
-    assert torch.equal(Classifier(trained)(clips(trained)), trained.model(x))
+    assert torch.equal(PixelModel(trained)(clips(trained)), trained.model(x))
 
 
 # -- programs -----------------------------------------------------------------------------------
@@ -326,8 +326,8 @@ clips = torch.load({str(tmp_path / "clips.pt")!r}, weights_only=True)
 """
     loader = f"""
 from vidpipe.trained.package import load_package
-from vidpipe.export.programs import Classifier
-logits = Classifier(load_package(Path({str(tmp_path)!r})))(clips)
+from vidpipe.export.programs import PixelModel
+logits = PixelModel(load_package(Path({str(tmp_path)!r})))(clips)
 """
     program = f"logits = torch.export.load({str(tmp_path / 'model.pt2')!r}).module()(clips)"
     orchestration = "ray mlflow dvc typer rich ruamel psutil pipeline"
