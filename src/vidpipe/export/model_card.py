@@ -14,6 +14,7 @@ from vidpipe.config.identity import deciding_keys
 from vidpipe.export.packaging import describe
 from vidpipe.export.parity import Parity
 from vidpipe.methods.base import VideoModel
+from vidpipe.text import markdown, printable
 from vidpipe.trained.card import TrainedModel
 from vidpipe.training.config import TrainConfig
 
@@ -82,9 +83,14 @@ def _cell(value: object) -> str:
     return str(value).replace("|", r"\|").replace("\n", " ")
 
 
+def _code(value: object) -> str:
+    """As it is, and no more than that: what is between backticks is no HTML and no link."""
+    return "`" + printable(str(value)).replace("`", "'") + "`"
+
+
 def _options(values: Mapping[str, Any]) -> str:
     told = {k: v for k, v in values.items() if v is not None}
-    return ", ".join(f"`{key}: {value}`" for key, value in sorted(told.items()))
+    return ", ".join(_code(f"{key}: {value}") for key, value in sorted(told.items()))
 
 
 def _overview(trained: TrainedModel, exported: VideoModel) -> list[tuple[str, str]]:
@@ -112,36 +118,54 @@ def _overview(trained: TrainedModel, exported: VideoModel) -> list[tuple[str, st
 
 
 def _use(parities: Sequence[Parity], shape: Sequence[object]) -> str:
+    """Every indented block runs by itself in the package's folder; a test does that."""
     example = f"clips = torch.zeros({(2, *shape[1:])}, dtype=torch.uint8)  # RGB, not normalised"
-    parts = []
     files = {parity.file for parity in parities}
-    if "model.pt2" in files:
-        parts.append(
-            "With PyTorch alone; class names are in `extra['vidpipe.json']`:\n\n"
-            f"    import torch\n    {example}\n    extra = {{'vidpipe.json': ''}}\n"
-            "    model = torch.export.load('model.pt2', extra_files=extra).module()\n"
-            "    probabilities = model(clips).softmax(-1)"
-        )
-    if "model.onnx" in files:
-        parts.append(
-            "With onnxruntime; class names are in the metadata property `vidpipe`:\n\n"
-            "    session = onnxruntime.InferenceSession('model.onnx')\n"
-            "    logits = session.run(None, {'clips': clips.numpy()})[0]"
-        )
-    parts.append(
-        "As a module, with vidpipe on the path, torch, timm and pydantic:\n\n"
-        f"    {example}\n"
-        "    from vidpipe.trained.package import load_package\n"
+    parts = [
+        "With vidpipe, a video in and class names out. Nothing in the folder is executed:",
+        '    import vidpipe\n\n    clf = vidpipe.load(".")\n    print(clf.predict("clip.mp4", top=5))',
+        "The adapter it was made from opens likewise, beside the package as `vidpipe export` leaves it; "
+        '`weights="FILE"` says where its backbone is now:',
+        '    import vidpipe\n\n    clf = vidpipe.load("../adapter")\n'
+        '    print(clf.predict("clip.mp4", top=5))',
+        "As a module, with vidpipe on the path, torch, timm and pydantic:",
+        "    from pathlib import Path\n\n    import torch\n\n"
         "    from vidpipe.export.programs import PixelModel\n"
-        "    probabilities = PixelModel(load_package(Path('.')))(clips).softmax(-1)"
-    )
+        "    from vidpipe.trained.package import load_package\n\n"
+        f"    {example}\n"
+        '    model = PixelModel(load_package(Path(".")))\n'
+        "    probabilities = model(clips).softmax(-1)",
+    ]
+    if "model.onnx" in files:
+        parts += [
+            "With onnxruntime and NumPy; class names are in the metadata property `vidpipe`:",
+            "    import numpy as np\n    import onnxruntime\n\n"
+            f"    clips = np.zeros({(2, *shape[1:])}, dtype=np.uint8)  # RGB, not normalised\n"
+            '    session = onnxruntime.InferenceSession("model.onnx")\n'
+            '    logits = session.run(None, {"clips": clips})[0]',
+        ]
+    if "model.pt2" in files:
+        parts += [
+            "With PyTorch alone; class names are in `extra['vidpipe.json']`. `torch.export.load` can "
+            "run code that the file's author put there: only for a file from someone you trust. "
+            "`vidpipe.export.programs.open_program` opens it after refusing what could run code, and "
+            "`model.safetensors` holds numbers only.",
+            f"    import torch\n\n    {example}\n"
+            '    extra = {"vidpipe.json": ""}\n'
+            '    model = torch.export.load("model.pt2", extra_files=extra).module()\n'
+            "    probabilities = model(clips).softmax(-1)",
+        ]
     return "\n\n".join(parts)
 
 
 def _data(classes: Sequence[str], facts: Facts) -> str:
-    counts = ", ".join(f"{count} {split}" for split, count in facts.clips.items()) or "unknown"
-    left_out = ", ".join(f"{count} {reason}" for reason, count in facts.quarantined.items())
-    names = ", ".join(_cell(name) for name in classes)
+    counts = (
+        ", ".join(f"{count} {markdown(split)}" for split, count in facts.clips.items()) or "unknown"
+    )
+    left_out = ", ".join(
+        f"{count} {markdown(reason)}" for reason, count in facts.quarantined.items()
+    )
+    names = ", ".join(markdown(name) for name in classes)
     return f"Clips: {counts}. Videos left out: {left_out or 'none'}.\n\nClasses: {names}."
 
 
