@@ -73,11 +73,12 @@ def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 1."""
     from pipeline.infra.stopping import Interrupted
     from vidpipe.errors import VidpipeError
+    from vidpipe.text import printable
 
     try:
         app()
     except VidpipeError as error:
-        print(f"vidpipe: {error}", file=sys.stderr)
+        print(f"vidpipe: {printable(str(error), lines=True)}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as error:
         print(f"vidpipe: {error}", file=sys.stderr)

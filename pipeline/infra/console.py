@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -13,20 +15,44 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
+from rich.text import Text
+
+from vidpipe.text import printable
+
+
+class PlainConsole(Console):
+    """A console for names of classes and files, which are anyone's: they are no markup, and of control
+    characters none but line breaks reaches the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        return super().render_str(printable(text, lines=True), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Whatever else texts come from, such as a live bar's columns."""
+        for segment in super().render(renderable, options):
+            text, style, control = segment
+            yield segment if control else Segment(printable(text, lines=True), style)
+
 
 # Standard error: standard output belongs to results that a script may read.
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = PlainConsole(stderr=True, soft_wrap=True)
 
 
 def progress() -> Progress:
     """A bar with counts, elapsed time and ETA; a task's `info` field is free text."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}", markup=False),
         console=console,
         disable=not console.is_terminal,
     )
@@ -35,4 +61,4 @@ def progress() -> Progress:
 def output(width: int = 130) -> Console:
     """For results, on standard output. `width` is that of a file or pipe, which has none: eighty
     columns would cut tables."""
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
+    return PlainConsole(width=None if sys.stdout.isatty() else width)

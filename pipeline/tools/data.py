@@ -7,7 +7,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -53,7 +52,7 @@ def _print(summary: dict[str, Any], manifest: Manifest) -> None:
             if i == LISTED:
                 table.add_row(f"... {hidden} more ...", "", "")
             continue
-        table.add_row(_plain(name), *(f"{n:,}" for n in summary["per_class"][name].values()))
+        table.add_row(name, *(f"{n:,}" for n in summary["per_class"][name].values()))
     table.add_section()
     table.add_row("all", *(f"{summary['clips'][split]:,}" for split in ("train", "val")))
     console.print(table)
@@ -69,12 +68,12 @@ def _print(summary: dict[str, Any], manifest: Manifest) -> None:
     balance = summary["balance"]
     ratio = "-" if balance["ratio"] is None else f"{balance['ratio']:.3g}"
     console.print(
-        f"balance of training clips: most {_plain(balance['most']['class'])} "
-        f"({balance['most']['clips']:,}), least {_plain(balance['least']['class'])} "
+        f"balance of training clips: most {balance['most']['class']} "
+        f"({balance['most']['clips']:,}), least {balance['least']['class']} "
         f"({balance['least']['clips']:,}), ratio {ratio}"
     )
     if empty := balance["without_training_clips"]:
-        console.print(f"{len(empty)} classes have no training clip, such as {_plain(empty[0])}")
+        console.print(f"{len(empty)} classes have no training clip, such as {empty[0]}")
     share = summary["store_to_source"]
     console.print(
         f"{summary['duration_s']['total'] / 3600:.3g} hours; "
@@ -84,11 +83,6 @@ def _print(summary: dict[str, Any], manifest: Manifest) -> None:
     )
     reasons = ", ".join(f"{reason} {n}" for reason, n in summary["quarantined"].items())
     console.print(f"quarantined: {reasons or 'none'}")
-
-
-def _plain(name: str) -> str:
-    """A class named [red] is no markup."""
-    return escape(name)
 
 
 def show(

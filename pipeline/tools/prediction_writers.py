@@ -12,12 +12,13 @@ from typing import IO, Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from pipeline.infra.console import PlainConsole
 from vidpipe.files import atomic_file
 from vidpipe.inference.stream import Prediction
+from vidpipe.text import json_line
 
 VERSION = b"1"
 _VERSION_KEY, _CLASSES_KEY = b"vidpipe.predictions.version", b"vidpipe.predictions.classes"
@@ -73,7 +74,7 @@ class JsonLines:
     def add(self, row: Mapping[str, Any]) -> None:
         short = {name: value for name, value in row.items() if name != "all_probabilities"}
         short["probabilities"] = [round(p, 6) for p in row["probabilities"]]
-        self.file.write(json.dumps(short, ensure_ascii=False) + "\n")
+        self.file.write(json_line(short) + "\n")
         self.file.flush()
 
     def close(self) -> None:
@@ -106,7 +107,7 @@ class Screen:
     """Tables of up to PAGE rows."""
 
     def __init__(self, file: IO[str], several_models: bool, windows: bool) -> None:
-        self.console = Console(file=file, highlight=False)
+        self.console = PlainConsole(file=file)
         if not self.console.is_terminal:
             self.console.width = 200  # a file or pipe has no width to fit
         self.several_models, self.windows = several_models, windows
@@ -124,17 +125,18 @@ class Screen:
         return table
 
     def add(self, row: Mapping[str, Any]) -> None:
+        said: str | Text
         if row["status"] == "ok":
             pairs = zip(row["labels"], row["probabilities"], strict=True)
-            said = "  ".join(f"{escape(label)} {p:.1%}" for label, p in pairs)
+            said = "  ".join(f"{label} {p:.1%}" for label, p in pairs)
         else:
-            said = f"[red]{row['reason']}[/red]: {escape(row['detail'])}"
-        cells = [escape(row["path"])]
+            said = Text.assemble((row["reason"], "red"), f": {row['detail']}")
+        cells: list[str | Text] = [row["path"]]
         if self.windows:
             span = f"{row['start_s']:.1f}-{row['end_s']:.1f}"
             cells.append("" if row["reason"] else span if row["part"] == "segment" else "all")
         if self.several_models:
-            cells.append(escape(row["model"]))
+            cells.append(row["model"])
         self.table.add_row(*cells, said)
         self.rows += 1
         if self.rows == PAGE:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import json
 import re
+from typing import Any
 
 # Control characters (a terminal obeys them), line separators, marks that turn the direction of
 # writing, and halves of characters. A newline among them only where text may have one line.
@@ -22,6 +24,12 @@ def printable(text: str, *, lines: bool = False) -> str:
     """
     pattern = _LINES if lines else _LINE
     return pattern.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def json_line(value: Any) -> str:
+    """`value` as JSON in one line, its letters as they are; what a terminal would obey is escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _LINE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def markdown(text: str) -> str:

@@ -24,6 +24,7 @@ from vidpipe.data.model_input import crop_views
 from vidpipe.data.sampling import test_indices, train_indices
 from vidpipe.data.transforms import ClipTransform, mirrored_labels
 from vidpipe.errors import VidpipeError
+from vidpipe.text import printable
 from vidpipe.video.store import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ class TrainSet(Dataset[dict[str, Any]]):
             except VidpipeError as error:
                 if attempt == ATTEMPTS:
                     raise
-                logger.warning("clip %s: another takes its place (%s)", self.clips.name(i), error)
+                name = printable(self.clips.name(i))
+                logger.warning("clip %s: another takes its place (%s)", name, error)
                 # Its own draws, too: where this clip has its turn in the epoch, it looks different.
                 rng = np.random.default_rng([self.seed, epoch, asked, attempt])
                 i = int(rng.integers(len(self.clips)))

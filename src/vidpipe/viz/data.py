@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -50,6 +51,7 @@ def plot_data_stats(counts: pd.DataFrame, clips: pd.DataFrame, title: str, path:
         weight.hist(list(weights.values()), bins=edges, color=[BLUE, ORANGE], label=list(weights))
         weight.set_xscale("log")
         weight.xaxis.set_major_formatter("{x:g}")
+        weight.xaxis.set_minor_formatter(NullFormatter())  # it would write formulas
         weight.legend()
     weight.set(xlabel="kB a clip", title="Bytes")
     for axes in (duration, size, weight):
@@ -84,8 +86,7 @@ def _balance(axes: Axes, counts: pd.DataFrame) -> None:
 
 
 def _short(name: str, length: int = 32) -> str:
-    # A dollar would begin a formula.
-    return (name if len(name) <= length else name[: length - 1] + "…").replace("$", r"\$")
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
 def _bins(values: pd.Series[Any]) -> list[float]:
@@ -137,7 +138,6 @@ def plot_contact_sheet(
             ha="right",
             va="center",
             fontsize=9,
-            parse_math=False,
         )
         y -= height + gap
     save(figure, path)

@@ -86,11 +86,11 @@ def plot_strip(explanation: Explanation, title: str, path: Path) -> None:
     width = margin + len(shown) * (cell + gap)
     height = head + len(rows) * (cell + gap) + tall
     figure = Figure(figsize=(width, height))
-    figure.text(0.01, 1 - 0.22 / height, title, va="center", fontsize=12, parse_math=False)
+    figure.text(0.01, 1 - 0.22 / height, title, va="center", fontsize=12)
 
     def label(text: str, middle: float, right: float = margin - 0.12) -> None:
         place = (right / width, middle / height)
-        figure.text(*place, text, ha="right", va="center", fontsize=9, parse_math=False)
+        figure.text(*place, text, ha="right", va="center", fontsize=9)
 
     y = height - head
     for text, pictures, sources in rows:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from vidpipe.files import atomic_file
@@ -20,7 +22,11 @@ _METADATA = {"Software": None}
 
 
 def save(figure: Figure, path: Path) -> None:
-    with atomic_file(path) as temporary:
+    """Write `figure` as a PNG. Its texts are texts: a class named `$\\frac{x$` is no formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    # Labels of ticks may be made only while it is drawn.
+    with matplotlib.rc_context({"text.parse_math": False}), atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=150, metadata=_METADATA, bbox_inches="tight")
 
 
