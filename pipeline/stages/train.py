@@ -187,7 +187,6 @@ def _publish(
         "epoch": published,
         "train": params.train.model_dump(mode="json"),
         "identity": identity,
-        "sha256": state_sha256(trained.model.adapter_state()),
     }
     if params.train.publish == "best":
         metrics = progress.history[published - 1]

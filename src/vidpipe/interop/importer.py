@@ -30,7 +30,7 @@ from vidpipe.methods.create import build_on
 from vidpipe.methods.registry import VideoModel
 from vidpipe.trained.adapter import save_adapter
 from vidpipe.trained.card import TrainedModel
-from vidpipe.weights import read_weights, refuse_mismatch
+from vidpipe.weights import read_weights, refuse_mismatch, refuse_not_finite
 
 IMPORTABLE = ("aim", "st_adapter", "zeroi2v")
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 4e-3
@@ -101,6 +101,7 @@ def read_released(file: Path, method: str) -> Released:
     bf16 = any(t.dtype == torch.bfloat16 for t in tensors)
     with _named(file):
         state, _ = translate(raw, method)
+    refuse_not_finite(str(file), state)
     if not any(name.startswith("adapters.") for name in state):
         raise VidpipeError(f"{file}: {_no_adapters(method)}")
     return Released(file, method, state, TOLERANCE_BF16 if bf16 else TOLERANCE)

@@ -9,25 +9,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeAlias, cast, overload
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vidpipe.data.model_input import to_input
-from vidpipe.data.sampling import Indices, test_indices
-from vidpipe.errors import VidpipeError
+from vidpipe.device import Precision, autocast, choose_device
+from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.inference.fetch import is_url
 from vidpipe.inference.segments import Request, Segment, decoders
 from vidpipe.methods.base import VideoModel
 from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.frames import Frames, of_frames
 from vidpipe.trained.package import open_model
 from vidpipe.trained.predictor import Predictor, frames_of, predict_extract
 from vidpipe.video.guard import Guards
 from vidpipe.video.quarantine import QuarantineError
 
-Frames: TypeAlias = Tensor | NDArray[np.uint8]
-"""(N, 3, H, W) uint8 RGB."""
 Video: TypeAlias = str | Path | Frames
 """A local file, or its frames."""
 BATCH = 8
@@ -53,6 +50,7 @@ class Classifier:
         device: where it computes; None: a GPU where there is one.
         temporal_clips: clips of a video whose probabilities are averaged; dense sampling only.
         spatial_crops: 1 (centre) or 3 (along the long side).
+        precision: `"fp32"`, `"bf16"` or `"fp16"`; `"auto"`: bf16 on a GPU, exact fp32 on a CPU.
 
     Raises:
         VidpipeError: for more clips than the model's sampling has, or other crops than 1 or 3.
@@ -70,14 +68,14 @@ class Classifier:
         *,
         temporal_clips: int = 1,
         spatial_crops: int = 1,
+        precision: Precision = "auto",
     ) -> None:
         if spatial_crops not in (1, 3):
-            raise VidpipeError(f"spatial_crops {spatial_crops}: expected 1 or 3")
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            raise ArgumentError("spatial_crops", f" {spatial_crops}: expected 1 or 3")
+        chosen = choose_device("auto") if device is None else torch.device(device)
         self.trained = trained
         models = {"model": trained}
-        self._predictor = Predictor(models, temporal_clips, spatial_crops, torch.device(device))
+        self._predictor = Predictor(models, temporal_clips, spatial_crops, chosen, precision)
         extract = predict_extract(frames_of(models))
         self._request = Request(extract, self._predictor.samplings, temporal_clips)
         self._guards: Guards[str, Segment] | None = None
@@ -192,6 +190,7 @@ class Classifier:
             self._predictor.device,
             temporal_clips=self._predictor.temporal_clips,
             spatial_crops=self._predictor.spatial_crops,
+            precision=self._predictor.precision,
         )
 
     def close(self) -> None:
@@ -240,28 +239,20 @@ class Classifier:
         def keep(module: object, inputs: tuple[Tensor, ...]) -> None:
             seen.append(inputs[0])
 
+        backbone = self.trained.backbone
+        views = self._predictor.views(segment, self.trained).to(self._predictor.device)
         handle = self.model.head_dropout.register_forward_pre_hook(keep)
         try:
-            self.model(self._normalised(self._views(segment)))
+            with autocast(self._predictor.precision, self._predictor.device):
+                self.model(to_input(views, backbone.mean, backbone.std))
         finally:
             handle.remove()
         return seen[0].float().mean(0).cpu()
 
-    def _views(self, segment: Segment) -> Tensor:
-        return self._predictor.views(segment, self.trained)
-
-    def _normalised(self, views: Tensor) -> Tensor:
-        backbone = self.trained.backbone
-        return to_input(views.to(self._predictor.device), backbone.mean, backbone.std)
-
     def _segment(self, video: Video) -> Segment:
         if isinstance(video, str | Path):
             return self._decoded(video)
-        frames = _checked(torch.as_tensor(video))
-        if len(frames) == self.trained.sampling.num_frames:
-            return _clip(frames)
-        clips = self._predictor.temporal_clips
-        return _sampled(frames, test_indices(len(frames), self.trained.sampling, clips))
+        return of_frames(video, self.trained.sampling, self._predictor.temporal_clips)
 
     def _decoded(self, path: str | Path) -> Segment:
         if is_url(str(path)):
@@ -287,6 +278,7 @@ def load(
     device: str | torch.device | None = None,
     temporal_clips: int = 1,
     spatial_crops: int = 1,
+    precision: Precision = "auto",
 ) -> Classifier:
     """Open a trained model: an adapter folder or a model package.
 
@@ -298,6 +290,7 @@ def load(
         device: where it computes, such as `"cuda:1"`; None: a GPU where there is one.
         temporal_clips: clips of a video whose probabilities are averaged; dense sampling only.
         spatial_crops: 1 (centre) or 3 (along the long side).
+        precision: `"fp32"`, `"bf16"` or `"fp16"`; `"auto"`: bf16 on a GPU, exact fp32 on a CPU.
 
     Returns:
         A `Classifier`.
@@ -318,25 +311,10 @@ def load(
         2
     """
     trained = open_model(Path(folder), None if weights is None else str(weights))
-    return Classifier(trained, device, temporal_clips=temporal_clips, spatial_crops=spatial_crops)
-
-
-def _checked(frames: Tensor) -> Tensor:
-    if frames.ndim != 4 or frames.shape[1] != 3 or frames.dtype != torch.uint8 or 0 in frames.shape:
-        kind = str(frames.dtype).removeprefix("torch.")
-        raise VidpipeError(
-            f"frames: {kind} of shape {tuple(frames.shape)}; expected uint8 RGB (N, 3, H, W)"
-        )
-    return frames.cpu()
-
-
-def _clip(frames: Tensor) -> Segment:
-    """All of the frames, once, in their order."""
-    return _sampled(frames, np.arange(len(frames))[None])
-
-
-def _sampled(frames: Tensor, indices: Indices) -> Segment:
-    """`indices`: (clips, T) into `frames` (N, 3, H, W)."""
-    unique, where = np.unique(indices, return_inverse=True)
-    kept = frames[torch.from_numpy(unique)].permute(0, 2, 3, 1).numpy()
-    return Segment(0.0, 0.0, kept, (where.reshape(indices.shape),))
+    return Classifier(
+        trained,
+        device,
+        temporal_clips=temporal_clips,
+        spatial_crops=spatial_crops,
+        precision=precision,
+    )

@@ -245,6 +245,16 @@ class Junk:
         return (setattr, (Junk, "ran", True))
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(case, wrong: float) -> None:
+    c = case("aim_k400")
+    state = dict(c.g["state_dict"])
+    name = next(n for n in state if "Adapter" in n)
+    state[name] = state[name].clone().fill_(wrong)
+    torch.save({"state_dict": state}, c.file)
+    assert "has numbers that are not finite" in c.run()
+
+
 def test_pickled_code_never_runs(case) -> None:
     c = case("aim_k400")
     torch.save({"state_dict": c.g["state_dict"], "message_hub": Junk()}, c.file)
