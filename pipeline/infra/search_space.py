@@ -16,6 +16,7 @@ from pipeline.infra.console import console
 from vidpipe.config.messages import nearest
 from vidpipe.config.overlay import deep_merge, parse_override
 from vidpipe.config.section import NotDecisive, Place, SetBySearch, mark
+from vidpipe.config.yaml_text import parse_yaml
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import CONFIGS
 from vidpipe.params import STAGES, Params, parse_params
@@ -103,11 +104,7 @@ def _parse_domain(text: str, value: str) -> Domain:
 
 def _choices(text: str, inside: str) -> tuple[str, ...]:
     """YAML values, separated by commas: lists and mappings in flow style are single values."""
-    try:
-        values = yaml.safe_load(f"[{inside}]")
-        texts = tuple(_yaml_text(value) for value in values)
-    except (yaml.YAMLError, TypeError, ValueError):
-        raise VidpipeError(f"--space {text}: not a list of YAML values") from None
+    texts = tuple(_yaml_text(v) for v in parse_yaml(f"[{inside}]", f"--space {text[:200]}"))
     if not texts:
         raise VidpipeError(f"--space {text}: nothing to choose from")
     return texts

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from vidpipe.backbones.swin import ImageModel
+from vidpipe.config.yaml_text import parse_yaml, read_yaml_file
 from vidpipe.methods.config import CONFIGS
 from vidpipe.methods.registry import build_method
 from vidpipe.profile import cost, macs_by_kind, parameters
@@ -54,7 +55,7 @@ def _costs(backbone: str, method: str, options: str, frames: int, classes: int) 
     """Everything a row can ask of one configuration, in millions and in GMACs of all views."""
     with torch.device("meta"):
         image_model = timm.create_model(BACKBONES[backbone], num_classes=0)
-        config = CONFIGS[method].model_validate(yaml.safe_load(options))
+        config = CONFIGS[method].model_validate(parse_yaml(options, "options"))
         model = build_method(method, cast(ImageModel, image_model), classes, frames, config)
         counted = cost(model, SIZE)
         inference = model.merge() if model.not_mergeable is None else model
@@ -121,5 +122,5 @@ def _status(printed: float | None, derived: float | None, ours: float, whole: fl
 
 
 def read_rows() -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = yaml.safe_load(ROWS.read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = read_yaml_file(ROWS)
     return rows

@@ -100,8 +100,8 @@ def test_a_range_keeps_its_ends(low: float, times: float, kind: str) -> None:
         ("a.b=loguniform(0,1)", "above 0"),
         ("a.b=randint(0,1.5)", "whole numbers"),
         ("a.b=choice()", "nothing to choose from"),
-        ("a.b=choice(!!python/object/apply:os.getcwd [])", "not a list of YAML values"),
-        ("a.b=choice([1)", "not a list of YAML values"),
+        ("a.b=choice(!!python/object/apply:os.getcwd [])", "not valid YAML"),
+        ("a.b=choice([1)", "not valid YAML"),
     ],
 )
 def test_a_wrong_space_is_one_line(text: str, message: str) -> None:

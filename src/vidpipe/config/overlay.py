@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vidpipe.config.yaml_text import parse_yaml, read_yaml_file
 from vidpipe.errors import ArgumentError, VidpipeError
 
 
@@ -28,23 +27,22 @@ def parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(parts):
         raise ArgumentError("set", f" {text}: expected key=value, such as train.epochs=5")
     try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ArgumentError("set", f" {text}: the value is not valid YAML") from None
+        parsed: Any = parse_yaml(value, text[:200])
+    except VidpipeError as error:
+        raise ArgumentError("set", f" {error}") from None
     for part in reversed(parts):
         parsed = {part: parsed}
     return dict(parsed)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping. Raises VidpipeError for anything else, and as `parse_yaml` does."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml_file(path)
     except FileNotFoundError:
         raise VidpipeError(
             f"{path}: no such file; run vidpipe in the folder that holds params.yaml"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise VidpipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise VidpipeError(f"{path}: expected a mapping of sections")
     return content
