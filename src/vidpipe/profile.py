@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,19 +38,21 @@ def cost(model: VideoModel, img_size: int) -> Cost:
 
     GMACs are of the inference model (merged where it can be): matrix products, convolutions and
     attention by torch's counter, plus 5 a LayerNorm element (fvcore's rule, which the papers used).
-    Works on the meta device, where no weight is allocated and nothing is computed.
+    Counted on the meta device, where no weight is allocated and nothing is computed.
     """
     head = parameters(model.head)
     tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    inference = model.merge() if model.not_mergeable is None else model
     backbone = parameters(model.vit)
-    return Cost(
-        total=parameters(model),
-        tunable=tunable,
-        tunable_without_head=tunable - head,
-        new_at_inference=parameters(inference) - backbone - head,
-        gmacs=gmacs(inference, img_size),
-    )
+    with torch.device("meta"):
+        meta = _on(model, "meta")
+        inference = meta.merge() if model.not_mergeable is None else meta
+        return Cost(
+            total=parameters(model),
+            tunable=tunable,
+            tunable_without_head=tunable - head,
+            new_at_inference=parameters(inference) - backbone - head,
+            gmacs=gmacs(inference, img_size),
+        )
 
 
 def gmacs(model: nn.Module, img_size: int, num_frames: int | None = None) -> float:
@@ -206,6 +209,17 @@ def saved_by_block(model: VideoModel, img_size: int, device: str = "meta") -> Sa
 
 
 def _on(model: VideoModel, device: str) -> VideoModel:
-    import copy
-
-    return copy.deepcopy(model).to(device)
+    """A copy of `model` on `device`; on the meta device without copying its weights, which would
+    be in the way just where memory is to be saved."""
+    memo: dict[int, Any] = {}
+    if device == "meta":
+        for tensor in (*model.parameters(), *model.buffers()):
+            empty = torch.empty_like(tensor, device="meta")
+            if isinstance(tensor, nn.Parameter):
+                empty = nn.Parameter(empty, tensor.requires_grad)
+            memo[id(tensor)] = empty
+        if (backbone := getattr(model, "backbone", None)) is not None:
+            memo[id(backbone)] = (
+                backbone  # what the model was made from: described, not computed with
+            )
+    return copy.deepcopy(model, memo).to(device)
