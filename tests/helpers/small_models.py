@@ -56,3 +56,12 @@ def save_tiny_package(folder: Path, weights: Path, *args: object, **kwargs: obje
     trained = tiny_model(weights, *args, **kwargs)  # type: ignore[arg-type]
     save_package(folder, trained, inference_model(trained.model), Parity(1, 0.0, 1.0, 1e-4))
     return folder
+
+
+def two_models_and_a_package(root: Path) -> Path:
+    """Adapters `one` and `two` (other classes, dense) on one backbone, a package of `one`."""
+    weights = backbone_file(root / "vit.safetensors")
+    save_tiny_adapter(root / "one" / "adapter", weights)
+    save_tiny_adapter(root / "two", weights, "aim", ("a", "b"), DENSE, seed=3)
+    save_tiny_package(root / "one" / "package", weights)
+    return root

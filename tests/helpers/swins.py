@@ -29,3 +29,8 @@ def build(
         for parameter in model.adapter_state().values():
             parameter += 0.1 * torch.randn_like(parameter)
     return model.eval()
+
+
+def clip(batch: int = 2, frames: int = T, size: int = SIZE) -> torch.Tensor:
+    torch.manual_seed(3)
+    return torch.randn(batch, 3, frames, size, size)

@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import numpy as np
+from clips import moving
 
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import extract_one
@@ -43,3 +44,14 @@ def write_video(
 
 def row_of(path: Path, **options: Any) -> dict[str, Any]:
     return extract_one(path, CONFIG.model_copy(update=options)).row
+
+
+def good_and_bad_videos(root: Path) -> Path:
+    """Three good clips and three that are not, of which one is in a folder of its own."""
+    for i in range(3):
+        write_video(root / f"good{i}.mp4", np.roll(moving(30 + 7 * i), 9 * i, 2))
+    (root / "cut.mp4").write_bytes((root / "good0.mp4").read_bytes()[:-700])
+    (root / "text.mp4").write_text("not a video")
+    (root / "deep").mkdir()
+    (root / "deep" / "empty.mp4").write_bytes(b"")
+    return root
