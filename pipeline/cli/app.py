@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import typer
 
@@ -18,6 +19,10 @@ from pipeline.cli.trained import compare, demo, explain, predict, splits
 from pipeline.cli.tune import tune
 from pipeline.cli.weights import fetch_weights, import_checkpoint
 
+UsageError: Any = next(k for k in typer.BadParameter.__mro__ if k.__name__ == "UsageError")
+"""Click's, which newer versions of Typer bring along and older ones import."""
+INTERRUPTED = 130
+"""What Typer makes of Ctrl-C, and shells."""
 Commands = Mapping[str, Callable[..., None]]
 STAGES: Commands = {
     "synth": synth,
@@ -70,22 +75,34 @@ app.add_typer(data_group, name="data", rich_help_panel="Before a training")
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit code 1."""
+    """Entry point: a mistake is one line on standard error; exit code 1, or 2 for the command line's."""
     from pipeline.infra.stopping import Interrupted
     from vidpipe.errors import VidpipeError
-    from vidpipe.text import printable
 
     try:
-        app()
+        code = app(prog_name="vidpipe", standalone_mode=False)
+    except UsageError as error:
+        # Nothing is said where the help was shown in its place.
+        if said := " ".join(error.format_message().split()).rstrip("."):
+            where = error.ctx.command_path if error.ctx else "vidpipe"
+            _end(f"{where}: {said}; see `{where} --help`", 2)
+        code = 2
     except VidpipeError as error:
-        print(f"vidpipe: {printable(str(error), lines=True)}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"vidpipe: {error}", 1)
     except Interrupted as error:
-        print(f"vidpipe: {error}", file=sys.stderr)
-        sys.exit(error.code)
-    except KeyboardInterrupt:
-        print("vidpipe: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _end(f"vidpipe: {error}", error.code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        _end("vidpipe: interrupted", code)
+    sys.exit(code or 0)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    from vidpipe.text import printable
+
+    print(printable(line, lines=True), file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

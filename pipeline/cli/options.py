@@ -161,8 +161,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _by_option(error: ArgumentError, parameters: Sequence[inspect.Parameter]) -> str:
     """The message with the option's name, where the argument came from an option of this command."""
+    name = error.argument.replace(".", "_")
     for parameter in parameters:
-        if parameter.name == error.argument.replace(".", "_"):
+        if parameter.name in (name, f"{name}s"):  # one of several, as `--methods` of `run`
             declared = getattr(parameter.annotation, "__metadata__", ())
             names = [info.default for info in declared if isinstance(info, OptionInfo)]
             option = names[0] if names and isinstance(names[0], str) else None

@@ -12,7 +12,10 @@ from pipeline.cli.options import ClassName, Method, Run, WhichClips
 Models = Annotated[
     list[Path],
     typer.Option(
-        "--model", help="Adapter or package folder. Repeatable: one backbone is loaded once."
+        "--model",
+        exists=True,
+        file_okay=False,
+        help="Adapter or package folder. Repeatable: one backbone is loaded once.",
     ),
 ]
 Weights = Annotated[

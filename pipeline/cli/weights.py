@@ -15,6 +15,10 @@ def fetch_weights(
     tag: Annotated[str, typer.Option(help="Pretrained tag; empty: the default of timm.")] = "",
 ) -> None:
     """Download a backbone's weights into a local file, which DVC can track."""
+    from vidpipe.errors import VidpipeError
+
+    if file.suffix != ".safetensors":
+        raise VidpipeError(f"{file}: expected a name ending in .safetensors")
     from pipeline.tools.fetch_weights import fetch
 
     typer.echo(fetch(source, name, tag, file))

@@ -82,7 +82,9 @@ def load_recipe(name: str) -> Recipe:
     else:
         known = [recipe for recipe, _ in list_recipes()]
         if name not in known:
-            raise VidpipeError(f"--recipe {name}: no such recipe{nearest(name, known)}")
+            near = nearest(name, known)
+            more = "; `vidpipe recipes` lists them" if "expected one of" in near else near
+            raise VidpipeError(f"--recipe {name}: no such recipe{more}")
         file = FOLDER / f"{name}.yaml"
     own = read_yaml(file)
     expects = own.get("expects")

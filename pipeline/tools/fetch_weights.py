@@ -15,8 +15,6 @@ from vidpipe.files import atomic_file
 
 def fetch(source: str, name: str, tag: str, file: Path) -> str:
     """Write the weights of `source`'s model `name` to `file`; returns a line that says what it is."""
-    if file.suffix != ".safetensors":
-        raise VidpipeError(f"{file}: expected a name ending in .safetensors")
     fields: dict[str, Any] = {"source": source, "name": name, "weights": f"hub:{tag}".rstrip(":")}
     size = _timm_size(name) if source == "timm" else _clip_size(name)
     backbone = load_backbone(BackboneConfig.model_validate(fields), size)
