@@ -139,6 +139,6 @@ def test_the_command_goes_on_from_the_url(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
-    assert "goes on after step 2, from" in capsys.readouterr().err
+    assert "goes on after step 4, from" in capsys.readouterr().err
     assert (in_folder / "models" / "zeroi2v" / "adapter" / "config.json").exists()
     assert not (in_folder / "bucket" / name).exists()  # of no more use
