@@ -15,13 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import torch
-from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from torch import nn
 
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, architecture, load_backbone
 from vidpipe.config.messages import explain, nearest
-from vidpipe.config.section import Section
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.errors import VidpipeError
 from vidpipe.files import read_json
@@ -75,8 +82,10 @@ class BackboneCard(BackboneConfig):
     std: tuple[Std, Std, Std]
 
 
-class Card(Section):
-    """config.json of a model folder."""
+class Card(BaseModel):
+    """config.json of a model folder. No Section: what a training has recorded is never refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     format: Form
     version: Literal[1]

@@ -27,7 +27,9 @@ class ExtractConfig(Section):
         "auto, local or host:port: Ray, num_workers in all",
     )
     min_frames: int = Field(2, ge=1, description="shorter videos are quarantined (too_short)")
-    max_frames: int = Field(100_000, ge=1, description="of the store; longer ones (too_large)")
+    max_frames: int = Field(
+        100_000, ge=1, le=10_000_000, description="of the store; longer ones (too_large)"
+    )
     max_pixels: int = Field(
         8192 * 4320,
         ge=1,

@@ -193,6 +193,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path, weights: Path, method: 
         classes=["a", "b", "c"],
         sampling={"strategy": "dense", "stride": 16},
         extract={"short_side": 36, "fps": None},
+        training={"seed": 2**62, "note": "more\nthan a parameter may say " * 100},
     )
     classifier = load(tmp_path / "out")
     assert classifier.classes == ["a", "b", "c"]

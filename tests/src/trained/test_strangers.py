@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tracemalloc
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -278,17 +277,19 @@ def test_tensors_that_were_not_trained_are_refused(made: dict[str, Path], tmp_pa
     refused(folder)
 
 
-@pytest.mark.parametrize("ratio", [1e4, 1e9])
-def test_what_the_card_asks_for_is_never_allocated(folder: Path, ratio: float) -> None:
-    """At 1e4, the adapters of this half a million parameters would take 3 GB."""
-    change(folder, ("method_config", "bottleneck_ratio"), ratio)
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("backbone", "name"), "vit_giant_patch14_reg4_dinov2"),  # 4.5 GB
+        (("method_config", "kernel_size"), [999, 999, 999]),  # 190 GB a block
+    ],
+)
+def test_what_the_card_asks_for_is_never_allocated(
+    folder: Path, where: tuple[str, ...], value: object
+) -> None:
+    change(folder, where, value)
     before = torch_bytes()
-    tracemalloc.start()
-    try:
-        assert "weights do not fit the model" in refused(folder) or ratio == 1e9
-        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
-    finally:
-        tracemalloc.stop()
+    assert "weights do not fit the model" in refused(folder)
     assert torch_bytes() - before < 200 * 2**20
 
 
