@@ -59,6 +59,13 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         vidpipe.nosuch  # noqa: B018
 
 
+@pytest.mark.parametrize("name", sorted(vidpipe.__all__))
+def test_a_public_function_is_documented_in_the_same_form(name: str) -> None:
+    if inspect.isfunction(function := getattr(vidpipe, name)):
+        for heading in ("Args:", "Returns:", "Example:"):
+            assert heading in (function.__doc__ or ""), heading
+
+
 DOCUMENTED = ["create_model", "fit", "list_methods", "list_backbones"]
 
 
@@ -250,6 +257,15 @@ def test_a_tower_of_open_clip_is_a_backbone() -> None:
         model = vidpipe.create_model("aim", "open_clip:ViT-S-32", num_classes=3, num_frames=2)
     assert (model.backbone.config.source, model.img_size) == ("open_clip", 224)
     assert model.backbone.mean == pytest.approx((0.481, 0.458, 0.408), abs=1e-3)
+
+
+def test_open_clip_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(
+        VidpipeError, match="ViT-S-32 needs the package open_clip_torch, which is not"
+    ):
+        still(backbone="open_clip:ViT-S-32", weights=None)
+    assert not vidpipe.list_backbones("open_clip:*")
 
 
 def test_a_second_method_is_refused() -> None:

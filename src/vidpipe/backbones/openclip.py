@@ -107,9 +107,9 @@ def _activation(module: nn.Module) -> type[nn.Module]:
 
 def create_tower(config: BackboneConfig, tag: str | None) -> Any:
     """open_clip's model of `config.name`, with the weights of `tag` or random ones."""
+    _refuse_unknown(config.name)
     import open_clip
 
-    _refuse_unknown(config.name)
     try:
         return open_clip.create_model(
             config.name, pretrained=tag, device=torch.get_default_device()
@@ -123,16 +123,21 @@ def create_tower(config: BackboneConfig, tag: str | None) -> Any:
 
 def image_size(config: BackboneConfig) -> int:
     """Pixels a side that open_clip made the tower for. Raises VidpipeError for an unknown name."""
+    _refuse_unknown(config.name)
     import open_clip
 
-    _refuse_unknown(config.name)
     size = open_clip.get_model_config(config.name)["vision_cfg"].get("image_size", 224)
     return int(size if isinstance(size, int) else size[0])
 
 
 def _refuse_unknown(name: str) -> None:
-    import open_clip
-
+    try:
+        import open_clip
+    except ModuleNotFoundError:
+        raise VidpipeError(
+            f"backbone.name: open_clip's {name} needs the package open_clip_torch, which is not "
+            "installed"
+        ) from None
     if name not in open_clip.list_models():
         near = get_close_matches(name, open_clip.list_models(), n=1, cutoff=0.5)
         hint = f"; nearest is {near[0]}" if near else ""

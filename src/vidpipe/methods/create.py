@@ -64,7 +64,7 @@ def create_model(
         weights: a local .safetensors, .pt or .pth file; `"hub"` or `"hub:TAG"` downloads; None leaves a
             named backbone random, with a warning. A module brings its own.
         img_size: square input in pixels; None: the size that the backbone was made for.
-        options: of the method, such as `bottleneck_ratio=0.25`; see `help(vidpipe)` and its file.
+        options: of the method, as under `methods.NAME` in params.yaml, such as `bottleneck_ratio=0.25`.
 
     Returns:
         A model from (B, 3, T, img_size, img_size) normalised clips to (B, num_classes) logits, in fp32

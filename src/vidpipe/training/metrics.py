@@ -11,7 +11,7 @@ from vidpipe.errors import VidpipeError
 
 @dataclass
 class EpochMetrics:
-    """Of one finished epoch, over all workers. Fractions, not per cent."""
+    """The numbers of one finished epoch, over all workers. Accuracies are fractions, not per cent."""
 
     epoch: int
     step: int
