@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test test-long test-fast lint format lock ui clean
+.PHONY: help setup demo test test-long test-fast test-gpu lint format lock ui clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test: $(READY) ## Run the whole test suite; all but the end-to-end tests two at 
 test-long: $(READY) ## Run what `make test` leaves out: searches, lost nodes, new random examples
 	python -m pytest -m long
 	python -m pytest -n 2 -m "hypothesis and not long" --hypothesis-profile=explore
+
+test-gpu: $(READY) ## Run the tests that need a CUDA GPU, which the others skip without one
+	python -m pytest -m gpu
 
 test-fast: $(READY) ## Run the tests that take seconds
 	python -m pytest -m "not slow and not long"

@@ -37,9 +37,8 @@ def make(name: str = "st_adapter", **options: object) -> VideoModel:
 
 
 def trainer(model: VideoModel, size: int = 16, **config: Any) -> Trainer:
-    extra = {
-        key: config.pop(key) for key in ("mixer", "checkpoints", "stop", "on_step") if key in config
-    }
+    names = ("mixer", "checkpoints", "stop", "on_step", "device")
+    extra = {name: config.pop(name) for name in names if name in config}
     return Trainer(model, Moving(size, False), Moving(8, True), settings(**config), HALF, **extra)
 
 
