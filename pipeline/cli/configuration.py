@@ -1,4 +1,4 @@
-"""The commands about a configuration, before anything is trained. Nothing heavy on top."""
+"""Commands that show a configuration and its cost: params, methods, recipes, profile."""
 
 from __future__ import annotations
 

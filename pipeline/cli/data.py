@@ -1,4 +1,4 @@
-"""`vidpipe data`: what the store holds, and what a model sees of it. Nothing heavy at the top."""
+"""Commands that show the extracted data: `vidpipe data stats` and `vidpipe data show`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, declared once, and what they resolve to. Nothing heavy on top.
+"""Options that several commands share, each declared once, and the parameters that they resolve to.
 
 A command names a dataclass of this file as the type of a parameter; `with_options` turns its fields
 into options of the command line and hands the command one object.
@@ -51,7 +51,7 @@ class Configuration:
     ] = None
 
     def overlays(self) -> list[dict[str, Any]]:
-        """What goes over the parameters file, in this order."""
+        """What is laid over the parameters file: the recipe, then the data root, then each `set`."""
         from pipeline.infra.recipes import read_recipe
         from vidpipe.config.overlay import parse_override
 
@@ -106,7 +106,7 @@ class Run(Configuration):
         return Workspace(self.out)
 
     def arguments(self, **more: str) -> str:
-        """These options as a shell would take them again, after those of `more`."""
+        """The options of `more` and those given here, quoted for a shell; defaults are left out."""
         given: list[tuple[str, Any]] = [*more.items()]
         for field in fields(self):
             value = getattr(self, field.name)
@@ -119,7 +119,8 @@ class Run(Configuration):
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for Typer: a parameter whose type is a dataclass becomes that class's fields."""
+    """A function for Typer that calls `command`: of a parameter whose type is a dataclass, each field
+    becomes an option. An ArgumentError leaves it as a VidpipeError that names the option."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, tuple[type, list[str]]] = {}
     hints = get_type_hints(command, include_extras=True)

@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml as commands, and `vidpipe run`, which is all of them. Nothing heavy on top."""
+"""Commands that run a stage of dvc.yaml each, and `vidpipe run`, which runs them all."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def train(
 
 
 def _warn_of_start(recipe: str | None, params: Params) -> None:
-    """Say it where the published number began with an adapter and this training does not."""
+    """Warn where the published accuracy began with another adapter and this training does not."""
     from pipeline.infra.console import console
     from pipeline.infra.recipes import load_recipe
 

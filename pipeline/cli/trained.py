@@ -1,4 +1,4 @@
-"""The commands that use trained models. Nothing heavy on top."""
+"""Commands that use trained models: predict, demo, explain, compare, splits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `vidpipe tune`. Nothing heavy is imported at the top."""
+"""The command `vidpipe tune`, a search over parameters."""
 
 from __future__ import annotations
 

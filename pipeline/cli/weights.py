@@ -1,4 +1,4 @@
-"""The commands that bring others' weights: backbones, the authors' checkpoints. Nothing heavy on top."""
+"""Commands that bring weights from elsewhere: of a backbone's zoo, of the papers' authors."""
 
 from __future__ import annotations
 

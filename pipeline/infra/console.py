@@ -34,7 +34,7 @@ class PlainConsole(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Whatever else texts come from, such as a live bar's columns."""
+        """Also what does not pass `render_str`, such as the columns of a live bar."""
         for segment in super().render(renderable, options):
             text, style, control = segment
             yield segment if control else Segment(printable(text, lines=True), style)
@@ -59,6 +59,6 @@ def progress() -> Progress:
 
 
 def output(width: int = 130) -> Console:
-    """For results, on standard output. `width` is that of a file or pipe, which has none: eighty
+    """A console for results, on standard output. In a file or pipe lines are `width` long, since eighty
     columns would cut tables."""
     return PlainConsole(width=None if sys.stdout.isatty() else width)

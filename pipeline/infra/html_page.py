@@ -15,7 +15,7 @@ from vidpipe.files import write_text
 @dataclass(frozen=True)
 class Picture:
     source: str
-    """A data URI: the page has no files beside it to lose."""
+    """A data URI, so that the page is one file."""
     text: str
 
 
@@ -32,7 +32,7 @@ class Section:
 
 
 def picture(path: Path, text: str) -> Picture:
-    """`text` says what a PNG shows to whoever cannot see it."""
+    """The PNG at `path` as a picture of a page; `text` describes it to whoever cannot see it."""
     data = base64.b64encode(path.read_bytes()).decode()
     return Picture(f"data:image/png;base64,{data}", text)
 

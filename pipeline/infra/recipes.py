@@ -76,7 +76,10 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Raises VidpipeError for an unknown name, a base outside the two folders, or a cycle."""
+    """Recipe `name` with all that it extends: one of this folder, or a file where `name` ends in .yaml.
+
+    Raises VidpipeError for an unknown name, a base outside the two folders, or a cycle.
+    """
     if name.endswith((".yaml", ".yml")):
         file = Path(name)
     else:

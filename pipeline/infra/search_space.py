@@ -60,7 +60,7 @@ def as_text(value: str | float) -> str:
 
 
 def overrides(sampled: Mapping[str, str | float]) -> list[str]:
-    """`--set` texts of one trial."""
+    """What one trial sampled, as texts of `--set`."""
     return [f"{key}={as_text(value)}" for key, value in sampled.items()]
 
 

@@ -19,9 +19,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """Stopped by a signal, in order. `str` is for the user, `code` the exit code.
+    """The command was stopped by a signal, in order. `str` is for the user, `code` the exit code.
 
-    Not a KeyboardInterrupt, which Typer would take for its own and end with 130 and no word.
+    A BaseException of its own, since Typer takes a KeyboardInterrupt for its own and drops the message.
     """
 
     def __init__(self, number: int, message: str) -> None:
@@ -30,8 +30,10 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """While open, a first signal becomes a request, which a file carries to workers; a second one,
-    or `GRACE_S` without an end, leaves at once."""
+    """Context manager that turns a first signal into a request to stop, which a file carries to workers.
+
+    A second signal, or `GRACE_S` without an end, ends the process at once.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file

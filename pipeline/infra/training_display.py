@@ -14,8 +14,8 @@ from vidpipe.training.metrics import EpochMetrics, EpochTiming, StepInfo
 LINE_EVERY_S = 60.0
 
 
-class Live:
-    """Of rank 0; a context manager whose methods are the callbacks of a training."""
+class TrainingDisplay:
+    """The display of rank 0: a context manager whose methods are the callbacks of a training."""
 
     def __init__(self, method: str, epochs: int) -> None:
         self.method, self.epochs = method, epochs
@@ -23,7 +23,7 @@ class Live:
         self.task = self.bar.add_task(method, total=None, info="")
         self.shown = time.monotonic()
 
-    def __enter__(self) -> Live:
+    def __enter__(self) -> TrainingDisplay:
         self.bar.start()
         return self
 
@@ -66,13 +66,13 @@ def step_line(info: StepInfo) -> str:
 
 
 def remaining(info: StepInfo) -> str:
-    """At the pace of this epoch so far."""
+    """Seconds that are left at the pace of this epoch so far."""
     seconds = (info.total_steps - info.step) * info.seconds_per_step
     return f"{seconds / 3600:.1f} h left" if seconds > 5400 else f"{seconds / 60:.0f} min left"
 
 
 def memory_gb() -> float:
-    """The GPU's peak where this process uses one, else what it has now."""
+    """GB of memory: the GPU's peak where this process uses one, else what the process has now."""
     if torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
         return peak / 2**30
     return float(psutil.Process().memory_info().rss) / 2**30

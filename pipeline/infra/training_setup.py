@@ -35,7 +35,8 @@ class TrainingSetup:
         workspace: Workspace,
         classes: Sequence[str] | None = None,
     ) -> TrainingSetup:
-        """For this process, whose threads are set; `classes` None: the store's.
+        """All that a training of `method` needs, built in this process, whose threads it sets. `classes`
+        None: those of the store.
 
         Raises VidpipeError where there is no store, no clip, or no such model.
         """

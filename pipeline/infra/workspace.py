@@ -29,7 +29,7 @@ class Workspace:
         return self.root / "data" / "store"
 
     def checkpoints(self, params: Params, run: str) -> Checkpoints:
-        """Of the training `run` (METHOD-HASH), with their copy at `train.storage`."""
+        """The checkpoints of the training `run` (METHOD-HASH), with their copy at `train.storage`."""
         from vidpipe.training.state import Checkpoints
 
         url = params.train.storage
@@ -89,7 +89,7 @@ def training_hash(params: Params, method: str, workspace: Workspace, weights_sha
 
 
 def folder_hash(folder: Path) -> str:
-    """Over names and bytes of all files of a folder."""
+    """A hash of names and bytes of all files of a folder."""
     digest = hashlib.sha256()
     for file in sorted(p for p in folder.rglob("*") if p.is_file()):
         digest.update(f"{file.relative_to(folder).as_posix()} {sha256(file)}\n".encode())

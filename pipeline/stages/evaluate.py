@@ -138,7 +138,7 @@ def _on_ray(
 ) -> Callable[[list[range]], Iterator[dict[str, Any]]]:
     """Batches on `evaluate.num_workers` Ray workers, each with a model of its own."""
     from pipeline.infra.ray.connection import where_ray_is
-    from pipeline.infra.ray.tasks import spread
+    from pipeline.infra.ray.tasks import run_tasks
 
     here, values, root = str(Path.cwd()), params.model_dump(mode="json"), str(workspace.root)
 
@@ -154,7 +154,7 @@ def _on_ray(
         # A few batches a task, so that a worker's loader decodes ahead; and several tasks a worker.
         together = max(1, min(MOST_TOGETHER, len(batches) // (4 * workers)))
         tasks = cut(batches[-1].stop, len(batches[0]) * together)
-        yield from spread(tasks, make, workers, address, "evaluate", params.train.use_gpu)
+        yield from run_tasks(tasks, make, workers, address, "evaluate", params.train.use_gpu)
 
     return apply
 

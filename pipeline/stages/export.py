@@ -40,7 +40,7 @@ from vidpipe.video.store import read_manifest
 
 
 def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
-    """Merge where possible, prove, package, log and register. Nothing is published unproven.
+    """Merge where possible, prove, package, log and register; a model is published only when proven.
 
     The proof is of the CPU's fp32, whose limits `export.tolerance` has; the latency is measured where
     `train.use_gpu` says.

@@ -111,9 +111,9 @@ def _decode(
     if not address:
         yield from decode_here(tasks, config, work, config.num_workers)
     else:
-        from pipeline.infra.ray.tasks import spread
+        from pipeline.infra.ray.tasks import run_tasks
 
-        yield from spread(
+        yield from run_tasks(
             tasks, lambda: OneDecoder(config, work), config.num_workers, address, "extract"
         )
 

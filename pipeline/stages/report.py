@@ -113,7 +113,7 @@ def _row(method: str, result: dict[str, Any], workspace: Workspace) -> dict[str,
 
 
 def _use_of_time(results: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """Empty where no method was evaluated with `evaluate.use_of_time`."""
+    """Accuracy by order of frames, a row a method evaluated with `evaluate.use_of_time`."""
     rows = [
         {"method": method, **{key: result[key] for key in TIME_COLUMNS if key != "method"}}
         for method, result in results.items()

@@ -18,7 +18,7 @@ from pipeline.infra.locks import Busy, locked
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
 from pipeline.infra.ray import train as cluster
 from pipeline.infra.stopping import Interrupted, StopRequest, asked
-from pipeline.infra.training_display import Live
+from pipeline.infra.training_display import TrainingDisplay
 from pipeline.infra.training_setup import TrainingSetup, seeded_model
 from pipeline.infra.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.cpu import use_cpu
@@ -238,21 +238,21 @@ def worker(payload: dict[str, Any]) -> None:
         stop=asked(folder / "stop"),
     )
     with set_determinism(params.train.deterministic), ExitStack() as stack:
-        tracked = live = None
+        tracked = display = None
         if cluster.rank() == 0:
             tracked = TrackedRun(**payload["mlflow"])
             stack.enter_context(tracked.system_metrics())
-            live = stack.enter_context(Live(method, trainer.epochs))
-            trainer.on_step = live.step
+            display = stack.enter_context(TrainingDisplay(method, trainer.epochs))
+            trainer.on_step = display.step
             progress = trainer.progress
             if progress.step:
-                live.resumed(str(trainer.resumed_from), progress.step)
+                display.resumed(str(trainer.resumed_from), progress.step)
                 _log(tracked, progress.history, progress.timing)
 
         def on_epoch(metrics: EpochMetrics, timing: EpochTiming) -> None:
-            if tracked is not None and live is not None:
+            if tracked is not None and display is not None:
                 _log(tracked, [metrics], [timing])
-                live.epoch(metrics, timing)
+                display.epoch(metrics, timing)
             cluster.report({"epoch": metrics.epoch, **metrics.numbers()})
 
         trainer.on_epoch = on_epoch

@@ -1,4 +1,4 @@
-"""Some clips of a split, by chance or of one class: what `vidpipe explain` and `data show` draw."""
+"""The choice of clips that `vidpipe explain` and `vidpipe data show` draw."""
 
 from __future__ import annotations
 

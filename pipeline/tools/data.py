@@ -131,7 +131,7 @@ def _strips(
 
 
 def _caption(clips: Clips, sample: dict[str, Any]) -> str:
-    """Of the sample, not of what was asked for: a flip may change a label, a bad read the clip."""
+    """Label and id of the sample itself: a flip may have changed the label, a bad read the clip."""
     name, id_ = clips.store.classes[sample["label"]], clips.ids[sample["index"]]
     if len(id_) > 36 and "/" in id_:  # the folder is mostly the class once more
         id_ = ".../" + id_.rpartition("/")[2]

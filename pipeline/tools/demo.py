@@ -36,7 +36,7 @@ from vidpipe.video.quarantine import QuarantineError
 ADDRESS = "127.0.0.1"
 TOP = 5
 PICTURE = 224
-"""Smaller frames are shown this large."""
+"""Pixels a side that smaller frames are enlarged to."""
 COLUMNS = 8
 KEPT_S, SWEEP_S = 600, 60
 """Seconds that a file stays on disk: pictures of an answer, for the browser, and an upload that nobody
@@ -86,7 +86,7 @@ def run(job: Job, port: int) -> None:
 
 @contextmanager
 def served(page: Any, look: dict[str, Any], port: int, max_mb: float) -> Iterator[None]:
-    """Serves `page` meanwhile, from a thread of its own. Raises VidpipeError where that cannot be."""
+    """Context manager that serves `page` from a thread of its own. Raises VidpipeError if it cannot."""
     from starlette.middleware import Middleware
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -241,7 +241,7 @@ def decode(path: Path, guards: Guards[str, Segment]) -> Segment:
 
 
 def refusal(name: str, error: QuarantineError) -> str:
-    """One line for the page."""
+    """Why a file cannot be used, as one line for the page."""
     detail = " ".join(error.detail.split())
     return f"{name} cannot be used: {error.reason.replace('_', ' ')} ({detail[:200]})"
 

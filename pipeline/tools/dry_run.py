@@ -36,7 +36,7 @@ def run(params: Params, method: str, workspace: Workspace) -> None:
 
 
 def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
-    """What there is to print, in order. Raises VidpipeError as the training would."""
+    """The lines of the plan, name -> text. Raises VidpipeError as the training would."""
     train = params.train
     device, workers = choose_device(train.use_gpu), max(1, train.num_workers)
     setup = TrainingSetup.build(params, method, workspace)
@@ -94,7 +94,7 @@ def _view_seconds(trainer: Trainer, views: ViewSet) -> float:
 
 
 def _memory_line(trainer: Trainer, size: int) -> str:
-    """Of one worker, with as many clips at once as it is given, and as many blocks recomputed."""
+    """Memory of one worker, with its clips of a step at once and the blocks that it recomputes."""
     model, train, clips = trainer.model, trainer.config, trainer.clips_at_once
     device = trainer.device
     again = choose_recomputed(model, size, clips, train, device)
@@ -137,7 +137,7 @@ def _resumes(params: Params, workspace: Workspace, method: str, identity: str) -
 
 
 def duration(seconds: float) -> str:
-    """In the unit a person would use."""
+    """`seconds` in the unit that a person would use."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"

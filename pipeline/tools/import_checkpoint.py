@@ -1,4 +1,4 @@
-"""`vidpipe import-checkpoint`: options of the command line -> the library's importer."""
+"""`vidpipe import-checkpoint`: calls the library's importer with what the command line gave as text."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def costs(
     classes: int,
     every_block: bool = False,
 ) -> Costs:
-    """`options` and `backbone` are JSON. Nothing is loaded or computed: models are on the meta device.
+    """What a model costs, counted on the meta device. `options` and `backbone` are JSON.
 
     The blocks of a ViT cost the same where all are adapted alike, so three stand for all of them:
     the list of 65 recipes takes seconds in place of minutes. `every_block` builds them all.
@@ -120,7 +120,8 @@ def costs(
 
 @cache
 def _image_model(backbone: str, size: int, depth: int | None) -> ImageModel:
-    """On the meta device; `depth`: only the first blocks of a ViT. Copy it before changing it."""
+    """The backbone on the meta device, cached: copy it before changing it. `depth`: only so many first
+    blocks of a ViT."""
     if depth is None:
         with torch.device("meta"):
             return architecture(BackboneConfig.model_validate_json(backbone), size)
@@ -130,7 +131,7 @@ def _image_model(backbone: str, size: int, depth: int | None) -> ImageModel:
 
 
 def _uniform(config: MethodConfig) -> bool:
-    """Every block is adapted, and like any other."""
+    """Whether all blocks are adapted, and alike."""
     options = config.model_dump()
     offsets = options.get("head_offsets") or ()
     return options.get("blocks") is None and not any(isinstance(dt, tuple) for dt in offsets)

@@ -178,7 +178,7 @@ def _format(form: str | None, out: Path | None) -> str:
 
 
 def _address(ray: str | None, many: bool) -> str | None:
-    """Of the Ray to use; None: none."""
+    """Address of the Ray to use, or None for this process alone."""
     if ray == "none":
         return None
     return ray or os.environ.get("RAY_ADDRESS") or ("local" if many else None)
@@ -203,7 +203,7 @@ class OneWorker:
 
 
 def _write(rows: Iterable[dict[str, Any]], file: Writer, first_model: str) -> Counter[str]:
-    """Counts of videos: `ok`, and one per reason."""
+    """Write the rows; returns counts of videos: `ok`, and one per reason."""
     counts: Counter[str] = Counter()
     for row in rows:
         file.add(row)

@@ -1,4 +1,4 @@
-"""What `predict` is given -> paths and URLs, one at a time."""
+"""The arguments of `vidpipe predict` as paths and URLs, one at a time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _listed(file: Path) -> Iterator[str]:
 
 
 def _lines(lines: Iterable[str]) -> Iterator[str]:
-    """Blank lines and those that start with # are none. Paths are relative to the current folder."""
+    """Lines without blanks and # comments. Paths are relative to the current folder."""
     for line in lines:
         text = line.strip()
         if text and not text.startswith("#"):

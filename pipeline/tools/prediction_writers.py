@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 
 
 def as_row(prediction: Prediction, top: int) -> dict[str, Any]:
-    """Columns as in SCHEMA."""
+    """A prediction as a row with the columns of SCHEMA."""
     row: dict[str, Any] = {
         **{"path": prediction.path, "model": prediction.model, "part": prediction.part},
         **{"start_s": round(prediction.start_s, 3), "end_s": round(prediction.end_s, 3)},
@@ -152,7 +152,7 @@ class Screen:
 def writer(
     form: str, out: Path | None, classes: Mapping[str, Sequence[str]], windows: bool
 ) -> Iterator[Writer]:
-    """Of format `form` to `out`, which appears whole or not at all, or to standard output."""
+    """A writer of format `form` to `out`, which appears whole or not at all, or to standard output."""
     with ExitStack() as stack:
         file: IO[str] = sys.stdout
         if out is not None:

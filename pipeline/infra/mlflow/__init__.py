@@ -1,4 +1,4 @@
-"""MLflow, known nowhere else. This says what must be said before MLflow is imported."""
+"""The only folder that imports MLflow. Here stand the settings that MLflow reads when it is imported."""
 
 import os
 

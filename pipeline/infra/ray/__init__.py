@@ -1,4 +1,4 @@
-"""Ray, known nowhere else. This says what must be said before Ray is imported."""
+"""The only folder that imports Ray. Here stand the settings that Ray reads when it is imported."""
 
 import os
 

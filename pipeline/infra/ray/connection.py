@@ -1,4 +1,4 @@
-"""Starting a Ray or joining one, for whoever works on it."""
+"""One place that starts a Ray cluster on this machine or joins a running one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SETTINGS = 4
 
 
 def where_ray_is() -> str:
-    """RAY_ADDRESS, or `local`: a Ray of our own. Told nothing, Ray joins whichever runs here."""
+    """The address to use: RAY_ADDRESS, or `local` for a Ray of our own. Without an address Ray would
+    join whichever runs on this machine."""
     return os.environ.get("RAY_ADDRESS") or "local"
 
 

@@ -27,7 +27,7 @@ LOST = (
 )
 
 
-def spread(
+def run_tasks(
     tasks: Iterable[Any],
     make: Callable[[], Callable[[Any], Any]],
     workers: int,

@@ -1,4 +1,4 @@
-"""Ray Train: one training function on none, one or many workers (`spread` has Ray's other uses)."""
+"""Ray Train: one training function on none, one or many workers (`tasks.py` has Ray's other uses)."""
 
 from __future__ import annotations
 
@@ -150,13 +150,13 @@ def _cluster(config: TrainConfig) -> Iterator[torch.device]:
 
 
 def _resources(config: TrainConfig, use_gpu: bool) -> dict[str, float]:
-    """Of one worker, in Ray's units."""
+    """What one worker asks for, in Ray's units."""
     memory = config.memory_gb_per_worker * 2**30
     return {"CPU": config.cpus_per_worker, "memory": memory} | ({"GPU": 1} if use_gpu else {})
 
 
 def _refuse_impossible(config: TrainConfig, use_gpu: bool) -> None:
-    """Ray would wait for resources that never come; say at once what is missing."""
+    """Raise VidpipeError for what the cluster does not have; Ray would wait for it for ever."""
     have = ray.cluster_resources()
     need = _resources(config, use_gpu)
     fits = min(int(have.get(key, 0) // amount) for key, amount in need.items())

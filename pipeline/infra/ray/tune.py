@@ -52,7 +52,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one trial: what was sampled, the last metrics, and why it failed, if it did."""
+    """How a trial ended: what was sampled, its last metrics, and why it failed, if it did."""
 
     sampled: dict[str, Any]
     metrics: dict[str, Any]
@@ -85,8 +85,8 @@ def run_trials(
 
 
 def as_made(trials: Iterable[Any]) -> list[Any]:
-    """In the order they were made. A search that goes on holds them by the time of their last report;
-    Tune's searchers count them in the tag's first part."""
+    """The trials in the order they were made. A search that goes on holds them by the time of their last
+    report; Tune's searchers count them in the tag's first part."""
     return sorted(trials, key=lambda trial: int(trial.experiment_tag.partition("_")[0]))
 
 
@@ -177,7 +177,7 @@ def first_line(error: BaseException | None) -> str:
 
 
 def _resources(config: TrainConfig, device: torch.device) -> dict[str, float]:
-    """Of one trial, in Ray's units."""
+    """What one trial asks for, in Ray's units."""
     gpu = {"GPU": 1.0} if device.type == "cuda" else {}
     return {
         "CPU": float(config.cpus_per_worker),
@@ -268,7 +268,7 @@ def _fit(
 
 
 def _domain(domain: Domain) -> Any:
-    """In Tune's terms."""
+    """The search space in Tune's terms."""
     if domain.kind == "choice":
         return tune.choice(list(domain.choices))
     make: Mapping[str, Callable[[Any, Any], Any]] = {

@@ -80,7 +80,7 @@ def test_workers_use_what_their_cluster_has_whatever_the_driver_sees(
         tasks._Holder, "options", lambda **options: asked.append(options), raising=False
     )
     monkeypatch.setattr(tasks, "_share_out", lambda *arguments: iter(()))
-    list(tasks.spread([], dict, 2, "local", "evaluate", "auto"))
+    list(tasks.run_tasks([], dict, 2, "local", "evaluate", "auto"))
     assert asked[0]["num_gpus"] == (1 if gpus else 0)
 
 

@@ -15,7 +15,7 @@ from trainings import settings
 
 from pipeline.infra.ray import connection, tune
 from pipeline.infra.ray import train as cluster
-from pipeline.infra.ray.tasks import spread, stream
+from pipeline.infra.ray.tasks import run_tasks, stream
 from vidpipe.errors import VidpipeError
 
 NOBODY = "127.0.0.1:9"
@@ -84,8 +84,8 @@ def test_what_is_no_host_and_port_is_for_ray_to_judge(
     assert made == [(expected,)]
 
 
-def on_spread(folder: Path) -> None:
-    list(spread([1], lambda: lambda task: task, 1, NOBODY, "extract"))
+def on_tasks(folder: Path) -> None:
+    list(run_tasks([1], lambda: lambda task: task, 1, NOBODY, "extract"))
 
 
 def on_predict(folder: Path) -> None:
@@ -104,7 +104,7 @@ def on_tune(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("use", "source"),
     [
-        (on_spread, "extract.ray_address"),
+        (on_tasks, "extract.ray_address"),
         (on_predict, "--ray"),
         (on_train, "RAY_ADDRESS"),
         (on_tune, "RAY_ADDRESS"),

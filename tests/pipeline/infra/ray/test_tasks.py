@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.infra.ray.tasks import spread
+from pipeline.infra.ray.tasks import run_tasks
 from vidpipe.errors import VidpipeError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -26,7 +26,7 @@ def one_ray() -> Iterator[None]:
 
 
 def on_ray(tasks: Any, make: Callable[[], Callable[[Any], Any]], workers: int = 2) -> list[Any]:
-    return list(spread(tasks, make, workers, "local", "extract"))
+    return list(run_tasks(tasks, make, workers, "local", "extract"))
 
 
 def test_tasks_are_taken_one_by_one_and_each_comes_back_once() -> None:
@@ -38,7 +38,7 @@ def test_tasks_are_taken_one_by_one_and_each_comes_back_once() -> None:
             yield i
 
     found = []
-    for result in spread(tasks(), lambda: lambda i: i * i, 2, "local", "extract"):
+    for result in run_tasks(tasks(), lambda: lambda i: i * i, 2, "local", "extract"):
         found.append(result)
         assert len(asked) <= len(found) + 6  # 240,000 of them must not pile up
     assert sorted(found) == [i * i for i in range(40)]
