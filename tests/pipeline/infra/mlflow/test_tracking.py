@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ from pipeline.infra.locks import locked
 from pipeline.infra.mlflow import sqlite_store
 from pipeline.infra.mlflow.server import server_at
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
+from pipeline.infra.ray.tune import NestedRuns
 from pipeline.infra.workspace import Workspace, training_hash
-from pipeline.stages import train
+from pipeline.stages import evaluate, export, train
 from vidpipe.errors import VidpipeError
 from vidpipe.new_model import new_model
 from vidpipe.params import Params, TrackingConfig, load_params
@@ -306,12 +308,72 @@ def after_epoch(monkeypatch: pytest.MonkeyPatch, events: dict[int, Callable[[], 
     monkeypatch.setattr(Trainer, "_end_epoch", then)
 
 
-def test_a_training_needs_no_tracking(in_folder: Path) -> None:
+def test_no_stage_needs_tracking(in_folder: Path) -> None:
     params = project(in_folder, config("http://127.0.0.1:9", required=False))
-    train.run(params, "linear_probe", Workspace(in_folder))
-    assert (in_folder / "models" / "linear_probe" / "adapter" / "config.json").exists()
-    assert (in_folder / "results" / "linear_probe" / "history.csv").exists()
+    for stage in (train, evaluate, export):
+        stage.run(params, "linear_probe", Workspace(in_folder))
+    for left in ("models/{}/adapter/config.json", "results/{}/history.csv", "results/{}/eval.json"):
+        assert (in_folder / left.format("linear_probe")).exists()
+    assert (in_folder / "models" / "linear_probe" / "package" / "parity.json").exists()
     assert not list((in_folder / "ray").iterdir())
+
+
+def test_an_evaluation_is_written_before_it_is_said_that_mlflow_lacks_it(
+    in_folder: Path, server: TrackingServer, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, workspace = project(in_folder, config(server.uri)), Workspace(in_folder)
+    train.run(params, "linear_probe", workspace)
+    with monkeypatch.context() as patch:
+        predict = evaluate.predict
+
+        def then_it_dies(*args: Any, **options: Any) -> Any:
+            server.kill()
+            return predict(*args, **options)
+
+        patch.setattr(evaluate, "predict", then_it_dies)
+        with pytest.raises(VidpipeError, match="the results of evaluate are written"):
+            evaluate.run(params, "linear_probe", workspace)
+    result = json.loads(workspace.result("linear_probe", "eval.json").read_text())
+    server.start()
+    evaluate.run(params, "linear_probe", workspace)
+    (found,) = (r for r in runs(store) if r.data.tags["vidpipe.stage"] == "evaluate")
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["top1"] == result["top1"]
+    logged = MlflowClient(f"sqlite:///{store}").list_artifacts(found.info.run_id, "evaluation")
+    assert "evaluation/predictions.parquet" in [file.path for file in logged]
+
+
+def test_trials_of_a_search_outlive_the_server(server: TrackingServer, store: Path) -> None:
+    search = tracked_run(config(server.uri), "tune", "m", "0")
+    parent = search.__enter__()
+    nested = NestedRuns(config(server.uri), "m", "0", parent.run_id)
+    trials = [
+        SimpleNamespace(
+            trial_id=f"t{i}",
+            experiment_tag=f"{i}_x",
+            config={"train.lr": 0.1 * i},
+            last_result={"epoch": 2, "val_top1": 0.5},
+        )
+        for i in (1, 2)
+    ]
+    nested.on_trial_start(0, trials, trials[0])
+    nested.on_trial_result(0, trials, trials[0], {"epoch": 1, "val_top1": 0.4})
+    server.kill()
+    nested.on_trial_result(0, trials, trials[0], {"epoch": 2, "val_top1": 0.5})
+    nested.on_trial_start(0, trials, trials[1])  # in the outage
+    nested.on_trial_result(0, trials, trials[1], {"epoch": 1, "val_top1": 0.3})
+    server.start()
+    for trial in trials:
+        nested.on_trial_complete(0, trials, trial)
+    search.__exit__(None, None, None)
+    found = sorted(runs(store), key=lambda r: r.data.tags.get("vidpipe.trial", ""))
+    assert [run.info.status for run in found] == ["FINISHED"] * 3
+    assert [steps(store, run, "val_top1") for run in found] == [
+        [],
+        [(1, 0.4), (2, 0.5)],
+        [(1, 0.3)],
+    ]
+    assert {run.data.tags.get("mlflow.parentRunId") for run in found[1:]} == {parent.run_id}
 
 
 def test_a_second_command_of_a_running_training_leaves_its_run_alone(
