@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-)
 
-from vidpipe.evaluation.evaluate import Predictions
+if TYPE_CHECKING:  # runs are compared by their tables, without torch
+    from torch import Tensor
+
+    from vidpipe.evaluation.evaluate import Predictions
 
 RESAMPLES = 1000
 ECE_BINS = 15
@@ -56,6 +55,8 @@ def metrics(
     reverse. Where the use of time was measured: top1 of the middle view with its frames in_order,
     reversed, shuffled and frozen, and what each loses (`NAME_drop`).
     """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     p, y = predictions.probabilities, predictions.labels
     labels = y.numpy()
     result: dict[str, float] = {}
@@ -107,6 +108,8 @@ def _above_reverse(p: Tensor, labels: NDArray[np.int64], pairs: Mapping[int, int
 
 def confusion_matrix(predictions: Predictions, classes: Sequence[str]) -> Tensor:
     """(C, C) counts: row is the label, column the prediction."""
+    from torchmetrics.functional.classification import multiclass_confusion_matrix
+
     matrix: Tensor = multiclass_confusion_matrix(
         predictions.probabilities.argmax(1), predictions.labels, len(classes)
     )

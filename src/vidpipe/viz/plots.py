@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from torch import Tensor
 
 from vidpipe.files import atomic_file
+
+if TYPE_CHECKING:  # reports draw from tables, without torch
+    from torch import Tensor
 
 # Okabe and Ito: told apart by colour-blind readers too; markers say it a second time.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
