@@ -58,14 +58,14 @@ def run(
         nested = NestedRuns(params.tracking, method, identity, parent.run_id)
         folder = workspace.ray / f"tune-{method}-{identity}"
         outcomes = run_trials(folder, payload, space, search, params.train, nested)
-        shutil.rmtree(folder)
         table = _table(outcomes, epochs)
         target = workspace.results / "tune" / f"{method}.csv"
         write_text(target, table.to_csv(index=False))
         best = _best(table)
         parent.metrics({"val_top1": best["val_top1"], "val_loss": best["val_loss"]})
         parent.tags({f"best.{key}": best[key] for key in space})
-    _show(table, best, method, target)
+        _show(table, best, method, target)
+    shutil.rmtree(folder)  # until MLflow has all, the same command finds the search done
     sets = (f"--set {shlex.quote(f'{key}={best[key]}')}" for key in space)
     return f"vidpipe params --write {' '.join(sets)}"
 
