@@ -108,8 +108,11 @@ class Server:
         except (sqlite_store.NoStore, MlflowException) as error:
             if getattr(error, "error_code", INVALID) != INVALID:
                 raise
+            source = (
+                "MLFLOW_TRACKING_URI" if "MLFLOW_TRACKING_URI" in os.environ else "tracking.uri"
+            )
             name = _without_password(self.uri)
-            raise VidpipeError(f"tracking.uri: {name}: {_line(error)}") from error
+            raise VidpipeError(f"{source}: {name}: {_line(error)}") from error
         finally:
             database.MAX_RETRY_COUNT = attempts
         return self._client

@@ -104,26 +104,31 @@ def test_commands_that_find_no_store_make_one_between_them(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("nosuch://x", "tracking.uri: nosuch://x: .*unsupported URI"),
-        ("folder", "tracking.uri: folder: The filesystem tracking backend"),
+        ("nosuch://x", "MLFLOW_TRACKING_URI: nosuch://x: .*unsupported URI"),
+        ("folder", "MLFLOW_TRACKING_URI: folder: The filesystem tracking backend"),
         (
             "sqlite:///folder",
-            "tracking.uri: sqlite:.*/folder: a folder; a tracking store is one file",
+            "MLFLOW_TRACKING_URI: sqlite:.*/folder: a folder; a tracking store is one file",
         ),
-        ("sqlite:///text", "tracking.uri: sqlite:.*/text: not a readable SQLite database"),
+        ("sqlite:///text", "MLFLOW_TRACKING_URI: sqlite:.*/text: not a readable SQLite database"),
         ("sqlite:///text/x.db", "MLflow at sqlite:.*/text/x.db: .*File exists"),
         ("sqlite:////proc/nosuch/x.db", "MLflow at sqlite:.*: .*No such file or directory"),
         ("postgresql://me:secret@127.0.0.1:9/x", r"MLflow at postgresql://me:\*\*\*@127.0.0.1"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_one_line(
-    uri: str, message: str, in_folder: Path, caplog: pytest.LogCaptureFixture
+    uri: str,
+    message: str,
+    in_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (in_folder / "folder").mkdir()
     (in_folder / "text").write_text("no database, but a text of some length" * 9)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with (
         pytest.raises(VidpipeError, match=message) as refused,
-        tracked_run(config(uri), "a", "b", "c"),
+        tracked_run(TrackingConfig(), "a", "b", "c"),
     ):
         pytest.fail("there is nothing to log to")
     assert len(str(refused.value).splitlines()) == 1
