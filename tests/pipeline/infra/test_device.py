@@ -134,7 +134,7 @@ def test_no_trains_and_evaluates_on_the_cpu_of_a_gpu_machine(
         monkeypatch.setattr(owner, name, watched)
 
     watch(Trainer, "__init__")
-    watch(evaluate.Evaluator, "__call__")
+    watch(evaluate.Evaluator, "_predict")
     for stage in ("train", "evaluate"):
         done = command(stage, "--method", "linear_probe")
         assert done.exception is None, "".join(traceback.format_exception(*done.exc_info))
