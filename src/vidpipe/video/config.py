@@ -36,7 +36,7 @@ class ExtractConfig(Section):
         le=2**31,
         description="of one frame, of the source or of the store (too_large)",
     )
-    max_mb: float = Field(4096, gt=0, description="of one source file (too_large)")
+    max_mb: float = Field(4096, gt=0, le=1e9, description="of one source file (too_large)")
     timeout_s: Annotated[float, NotDecisive()] = Field(
         300,
         gt=0,
