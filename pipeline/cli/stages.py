@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.cli.options import Method, Out, Run
+from pipeline.cli.options import Method, Run
 
 if TYPE_CHECKING:
     from pipeline.infra.workspace import Workspace
@@ -97,14 +96,19 @@ def report(
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated; default: every method evaluated here.")
     ] = None,
-    out: Out = Path(),
+    listed: Annotated[
+        bool, typer.Option("--listed", help="The methods that pipeline.methods lists.")
+    ] = False,
+    given: Run,
 ) -> None:
     """One table and one picture over all methods."""
-    from pipeline.infra.workspace import Workspace
     from vidpipe.errors import VidpipeError
 
-    workspace = Workspace(out)
-    names = methods.split(",") if methods else _evaluated(workspace)
+    workspace = given.workspace
+    if listed:
+        names = list(given.read().pipeline.methods)
+    else:
+        names = methods.split(",") if methods else _evaluated(workspace)
     if not names:
         raise VidpipeError(f"{workspace.results}: nothing evaluated yet; run `vidpipe evaluate`")
     from pipeline.stages import report as stage

@@ -22,6 +22,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_file
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+NULL = "tag:yaml.org,2002:null"
 Dataset = Literal["K400", "K700", "SSv2", "Diving48", "UCF101", "HMDB51"]
 
 
@@ -140,6 +141,9 @@ def write_overlay(file: Path, overlay: Mapping[str, Any]) -> None:
     yaml = YAML()
     yaml.preserve_quotes = True
     yaml.width = 120
+    yaml.representer.add_representer(
+        type(None), lambda writer, _: writer.represent_scalar(NULL, "null")
+    )
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(file.read_text(encoding="utf-8"))
     _update(document, overlay)

@@ -38,6 +38,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "train": ("subset", "sampling", "transform", "backbone", "methods", "train"),
     "evaluate": ("evaluate",),
     "export": ("export",),
+    "report": ("pipeline",),
 }
 """The sections that decide what a stage makes, beside the files that it reads; of `methods` only the
 trained method's block."""
@@ -76,9 +77,26 @@ class TrackingConfig(Section):
         return uri
 
 
+class PipelineConfig(Section):
+    methods: tuple[str, ...] = Field(
+        (), description="what `dvc repro` trains, evaluates, exports and compares, in this order"
+    )
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for place, name in enumerate(names):
+            if name not in CONFIGS:
+                raise ValueError(f"{name}: no such method{nearest(name, CONFIGS)}")
+            if name in names[:place]:
+                raise ValueError(f"{name} is named twice")
+        return names
+
+
 class Params(Section):
     """All of params.yaml."""
 
+    pipeline: PipelineConfig = PipelineConfig()
     synth: SynthConfig = SynthConfig()
     data: DataConfig
     extract: ExtractConfig

@@ -75,6 +75,15 @@ def test_changing_the_sampling_reruns_training_but_not_extraction(
     assert not {"synth", "extract"} & would
 
 
+def test_another_reader_of_the_same_frames_runs_nothing(run: Run, vidpipe: Vidpipe) -> None:
+    words = ("--set", "data.reader=decord", "--set", "train.cache_mb=10")
+    assert vidpipe("params", "--write", *words)[0] == 0
+    try:
+        assert ran(run("dvc", "repro", "--dry").stdout) == set()
+    finally:
+        run("git", "checkout", "-q", "params.yaml")
+
+
 def test_changing_one_method_reruns_that_method_only(
     project: Path, run: Run, vidpipe: Vidpipe
 ) -> None:
