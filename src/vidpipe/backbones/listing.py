@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any
 
 import timm
 
+from vidpipe.backbones.openclip import POOLINGS
 from vidpipe.backbones.still import ARCHITECTURE
 
 TIMM_FILES = ("vision_transformer", "vision_transformer_hybrid", "deit", "swin_transformer")
 """timm's modules of plain ViTs and Swins."""
-OTHER_BLOCKS = ("vit_*_18x2_*", "vit_*_xp_*", "vit_*_rpn_*", "vit_pwee_*", "vit_dpwee_*")
-"""Patterns of those among them whose blocks `zoo` refuses."""
+OTHER_BLOCKS = (
+    *("vit_*_18x2_*", "vit_*_xp_*", "vit_*_rpn_*", "vit_pwee_*", "vit_dpwee_*"),
+    *("vit_dwee_*", "vit_dlittle_*"),
+)
+"""Patterns of those among them whose blocks or attention `view.refusal` refuses: a test builds all."""
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
@@ -34,12 +39,21 @@ def list_backbones(pattern: str = "*") -> list[str]:
         >>> vidpipe.list_backbones("open_clip:ViT-B-16*")[0]
         'open_clip:ViT-B-16'
     """
-    found = {name for file in TIMM_FILES for name in timm.list_models(module=file)}
-    plain = {n for n in found if not any(fnmatchcase(n, other) for other in OTHER_BLOCKS)}
-    names = sorted({*plain, ARCHITECTURE})
+    names = _of_timm()
     if find_spec("open_clip") is not None:
         names += open_clip_names()
     return [name for name in names if fnmatchcase(name, pattern)]
+
+
+def _of_timm() -> list[str]:
+    found = {name for file in TIMM_FILES for name in timm.list_models(module=file)}
+    plain = {n for n in found if not any(fnmatchcase(n, other) for other in OTHER_BLOCKS)}
+    return sorted({*plain, ARCHITECTURE})
+
+
+def nearest_that_loads(name: str) -> str:
+    """The model of timm that loads and whose name is nearest to `name`, as a phrase for an error."""
+    return f"nearest that works is {get_close_matches(name, _of_timm(), n=1, cutoff=0)[0]}"
 
 
 def open_clip_names() -> list[str]:
@@ -55,6 +69,5 @@ def is_plain_tower(vision: Mapping[str, Any]) -> bool:
         "timm_model_name" not in vision
         and isinstance(vision["layers"], int)
         and not vision.get("attentional_pool")
-        and not vision.get("final_ln_after_pool")
-        and vision.get("pool_type", "tok") == "tok"
+        and vision.get("pool_type", "tok") in POOLINGS
     )

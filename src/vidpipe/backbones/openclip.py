@@ -5,11 +5,13 @@ The projection into the text space is dropped: methods start from the tower's ow
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from timm.models import VisionTransformer
@@ -19,6 +21,9 @@ from vidpipe.backbones.config import RANDOM, BackboneConfig
 from vidpipe.backbones.fit import fit_state
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights
+
+POOLINGS: dict[str, Literal["token", "avg"]] = {"tok": "token", "avg": "avg"}
+"""open_clip's poolings of a tower, by timm's names."""
 
 # CLIP's names (open_clip and OpenAI) -> timm's, applied in order.
 _CLIP_TO_TIMM = [
@@ -55,7 +60,7 @@ def tower_to_timm(
     """`open_clip.transformer.VisionTransformer` -> (untrained timm ViT, its state by timm names).
 
     The state's position grid has the tower's own size. Raises VidpipeError for towers whose
-    features are not a class token after a final norm.
+    features are neither a class token nor a mean of patches, or whose blocks are not CLIP's.
     """
     import open_clip.transformer as zoo
 
@@ -69,7 +74,7 @@ def tower_to_timm(
         raise refuse(f"a {type(tower).__name__} image tower")
     if tower.attn_pool is not None:
         raise refuse("attention pooling")
-    if tower.pool_type != "tok" or tower.final_ln_after_pool:
+    if tower.pool_type not in POOLINGS:
         raise refuse(f"{tower.pool_type!r} pooling")
     blocks = list(tower.transformer.resblocks)
     block = cast(Any, blocks[0])
@@ -90,19 +95,33 @@ def tower_to_timm(
         init_values=1.0 if layer_scale else None,
         pre_norm=True,  # CLIP's patch convolution has no bias, with or without `ln_pre`
         act_layer=_activation(block.mlp.gelu),
+        global_pool=POOLINGS[tower.pool_type],
+        # Of a class token alone the two orders are one.
+        fc_norm=tower.pool_type == "avg" and tower.final_ln_after_pool,
         norm_layer=lambda width, **kw: nn.LayerNorm(width, eps=norm_eps, **kw),
         num_classes=0,
         weight_init="skip",
     )
     if isinstance(tower.ln_pre, nn.Identity):
         vit.norm_pre = nn.Identity()
-    return vit, state
+    return vit, _with_final_norm_of(vit, state)
 
 
-def _activation(module: nn.Module) -> type[nn.Module]:
-    from timm.layers import QuickGELU
+def _with_final_norm_of(vit: VisionTransformer, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with CLIP's one final norm where `vit` has it."""
+    if isinstance(vit.fc_norm, nn.Identity):
+        return state
+    return {re.sub(r"^norm\.", "fc_norm.", name): tensor for name, tensor in state.items()}
 
-    return QuickGELU if type(module).__name__ == "QuickGELU" else type(module)
+
+def _activation(module: nn.Module) -> Callable[[], nn.Module]:
+    from timm.layers import GELUTanh, QuickGELU
+
+    if type(module).__name__ == "QuickGELU":
+        return QuickGELU
+    if isinstance(module, nn.GELU) and module.approximate == "tanh":  # CLIPA
+        return GELUTanh
+    return partial(copy.deepcopy, module)
 
 
 def create_tower(config: BackboneConfig, tag: str | None) -> Any:
@@ -161,7 +180,7 @@ def load_open_clip(
     std = tuple(getattr(tower, "image_std", None) or OPENAI_DATASET_STD)
     vit, state = tower_to_timm(tower, config.name, img_size)
     if tag is None and config.weights != RANDOM:
-        state = _local_tower(Path(config.weights))
+        state = _with_final_norm_of(vit, _local_tower(Path(config.weights)))
     fit_state(vit, state, config.weights)
     return vit, state, mean, std
 

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
 from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig
 from vidpipe.backbones.fit import fit_state
+from vidpipe.backbones.listing import TIMM_FILES, nearest_that_loads
 from vidpipe.backbones.swin import ImageModel, blocks_of_stage, stages_of
+from vidpipe.backbones.view import refusal
 from vidpipe.config.identity import deciding
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights, state_sha256
@@ -185,6 +187,7 @@ def activation_of(vit: ImageModel) -> str:
 def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> ImageModel:
     name, _, own_tag = config.name.partition(".")
     _refuse_unknown(name)
+    _refuse_other_family(name)
     tag = hub_tag or own_tag
     try:
         with _explained(name, img_size):
@@ -198,7 +201,9 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
         raise
     except TypeError:
         # ViTs and Swins take an image size; most families do not.
-        raise VidpipeError(f"backbone.name: {name} is not a plain ViT or Swin") from None
+        raise VidpipeError(
+            f"backbone.name: {name} is not a plain ViT or Swin; {nearest_that_loads(name)}"
+        ) from None
     except Exception as error:  # the hub's client raises many kinds; all mean no weights
         raise VidpipeError(
             f"backbone.weights: {name} could not be downloaded ({type(error).__name__}); "
@@ -224,17 +229,25 @@ def _supported(model: nn.Module, name: str) -> ImageModel:
     """`model`, where it is of a kind that methods can adapt. Raises VidpipeError otherwise."""
     if isinstance(model, SwinTransformer):
         return model
-    if not isinstance(model, VisionTransformer):
-        kind = type(model).__name__
-        raise VidpipeError(f"backbone.name: {name} is a {kind}, not a plain ViT or Swin")
-    if any(type(block) is not Block for block in model.blocks):
-        raise VidpipeError(f"backbone.name: {name} has blocks that no method can adapt yet")
-    return model
+    if (reason := refusal(model)) is not None:
+        raise VidpipeError(f"backbone.name: {name} {reason}; {nearest_that_loads(name)}")
+    return cast(VisionTransformer, model)
 
 
 def _refuse_unknown(name: str) -> None:
     if not timm.is_model(name):
         raise VidpipeError(f"backbone.name: timm has no model {name!r}{_nearest(name)}")
+
+
+def _refuse_other_family(name: str) -> None:
+    """Before it is built: some of them are large. Models that others registered are looked at later."""
+    module = timm.model_entrypoint(name).__module__
+    package, _, family = module.rpartition(".")
+    if package == "timm.models" and family not in TIMM_FILES:
+        raise VidpipeError(
+            f"backbone.name: {name} is not a plain ViT or Swin but of timm's {family} models; "
+            f"{nearest_that_loads(name)}"
+        )
 
 
 def _nearest(name: str) -> str:

@@ -79,7 +79,7 @@ class AIM(VideoModel):
                 for index in self.chosen_blocks(config.blocks)
             }
         )
-        trained: list[nn.Module] = [self.adapters, self.vit.norm]
+        trained: list[nn.Module] = [self.adapters, self.view.norm]
         if config.temporal:
             self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
             trained.append(self.temporal_embedding)
@@ -87,7 +87,7 @@ class AIM(VideoModel):
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """All but the norm: the released code also decays biases and the temporal embedding."""
-        return not name.startswith("vit.norm.")
+        return not name.startswith(("vit.norm.", "vit.fc_norm."))
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
         x = embed(self.vit, frames)

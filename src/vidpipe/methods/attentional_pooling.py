@@ -47,7 +47,7 @@ class AttentionalPooling(VideoModel):
     order_blind = True
     not_mergeable = "its attention follows the backbone, as a layer of its own"
     starts_as_image_model = False
-    reads_class_token_only = False
+    reads_pooled_only = False
 
     def __init__(
         self,
@@ -61,7 +61,8 @@ class AttentionalPooling(VideoModel):
         self.declare(self.pool)
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:
-        """Final norm on every token, one query over all T*N of them, dropout, linear."""
-        tokens = self.vit.norm(x).unflatten(0, (-1, num_frames)).flatten(1, 2)
+        """Final norm on every token (`fc_norm`, where the image model has that instead), one query over
+        all T*N of them, dropout, linear."""
+        tokens = self.view.norm(x).unflatten(0, (-1, num_frames)).flatten(1, 2)
         feature = self.pool(tokens.mean(1, keepdim=True), tokens)[:, 0]
         return cast(Tensor, self.head(self.head_dropout(feature)))

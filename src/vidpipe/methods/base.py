@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vidpipe.backbones.activation import keep_less
 from vidpipe.backbones.ops import attend_from, blocks_of, embed, fold_frames
+from vidpipe.backbones.view import ViTView
 from vidpipe.backbones.zoo import Backbone
 from vidpipe.data.model_input import middle_view, to_input
 from vidpipe.errors import VidpipeError
@@ -32,8 +33,8 @@ class VideoModel(nn.Module):
     """(B, 3, T, H, W) normalised clips -> (B, num_classes) logits.
 
     A subclass adds its modules, overrides `block` (what happens to the tokens in block i) and
-    `declare`s what is trained; everything else stays frozen. Frame features are the CLS tokens;
-    clip features their mean over T.
+    `declare`s what is trained; everything else stays frozen. Frame features are the image
+    model's own (`ViTView.pool`): of most the CLS token; clip features their mean over T.
     """
 
     name: ClassVar[str]
@@ -47,8 +48,11 @@ class VideoModel(nn.Module):
     head_init_std: ClassVar[float] = 0.01
     trained_names: frozenset[str] = frozenset()
     """What `declare` declared. A gradient anywhere else ends a training."""
-    reads_class_token_only: ClassVar[bool] = True
-    """False where something after the last block, or within it, reads patches too."""
+    reads_pooled_only: ClassVar[bool] = True
+    """False where something after the last block, or within it, reads tokens that the image model's
+    pooling does not."""
+    view: ViTView
+    """Of a plain ViT: its pooling. A Swin has none."""
     every_token: bool = False
     """Whether the last block computes every token, as the papers' code does and their GFLOPs say, or
     those that are read (`tokens_needed`)."""
@@ -67,6 +71,7 @@ class VideoModel(nn.Module):
         self.vit = vit.requires_grad_(False)
         if isinstance(vit, VisionTransformer):  # a Swin has GELU
             keep_less(vit)
+            self.view = ViTView(vit)
         self.num_frames = num_frames
         self.config = config
         self.width: int = vit.num_features
@@ -85,13 +90,14 @@ class VideoModel(nn.Module):
     def tokens_needed(self, index: int) -> int | None:
         """Number of leading output tokens of block `index` that something reads; None: all.
 
-        Behind the last block only the class token is (with registers, which stay with it). Its patches
-        still are keys and values there, but ask no query and pass no MLP: 6 % of a ViT-B's forward.
+        Behind the last block that is what the pooling reads: all, or only the class token (with
+        registers, which stay with it). Its patches are then keys and values there, but ask no query and
+        pass no MLP: 6 % of a ViT-B's forward.
         """
         last = index == len(self.blocks) - 1
-        if not last or self.every_token or not self.reads_class_token_only:
+        if not last or self.every_token or not self.reads_pooled_only:
             return None
-        return self.vit.num_prefix_tokens if self.vit.cls_token is not None else None
+        return self.vit.num_prefix_tokens if self.view.reads == "prefix" else None
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
         return cast(Tensor, self.vit.norm_pre(embed(self.vit, frames)))
@@ -102,8 +108,8 @@ class VideoModel(nn.Module):
         return ((self.width, 0),)
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:
-        """Final norm per frame, mean over T, dropout, linear."""
-        feature = self.frame_feature(self.vit.norm, x).unflatten(0, (-1, num_frames)).mean(1)
+        """The image model's feature of each frame, mean over T, dropout, linear."""
+        feature = self.view.pool(x).unflatten(0, (-1, num_frames)).mean(1)
         return cast(Tensor, self.head(self.head_dropout(feature)))
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
@@ -129,10 +135,6 @@ class VideoModel(nn.Module):
         """The image model's block as it is; the first `kept` tokens of its output (None: all)."""
         x = x[:, :kept] + block.ls1(attend_from(cast(Attention, block.attn), block.norm1(x), kept))
         return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
-
-    def frame_feature(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """(B*T, N, D) tokens -> (B*T, D): the class token, or the mean where the ViT has none."""
-        return cast(Tensor, norm(x[:, 0] if self.vit.cls_token is not None else x.mean(1)))
 
     def forward(self, video: Tensor) -> Tensor:
         num_frames = video.shape[2]
@@ -194,8 +196,9 @@ class VideoModel(nn.Module):
         own = re.match(r"(?:vit\.blocks|adapters|updates|differences|temporal)\.(\d+)[._]", name)
         if own:
             return int(own[1])
-        embedding = ("vit.patch_embed.", "vit.cls_token", "vit.pos_embed", "vit.norm_pre.")
-        return -1 if name.startswith((*embedding, "vit.reg_token", "temporal_embedding.")) else None
+        embedding = ("vit.patch_embed.", "vit.pos_embed", "vit.norm_pre.", "temporal_embedding.")
+        tokens = ("vit.cls_token", "vit.reg_token", "vit.dist_token")
+        return -1 if name.startswith((*embedding, *tokens)) else None
 
     @property
     def blocks(self) -> list[Block]:

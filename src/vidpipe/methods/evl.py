@@ -162,7 +162,7 @@ class EVL(VideoModel):
     config: EVLConfig
     not_mergeable = "its decoder is a network of its own beside the backbone"
     starts_as_image_model = False
-    reads_class_token_only = False
+    reads_pooled_only = False
 
     def __init__(
         self, vit: VisionTransformer, num_classes: int, num_frames: int, config: EVLConfig

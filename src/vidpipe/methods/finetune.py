@@ -153,7 +153,7 @@ class FineTune(VideoModel):
     def classify(self, x: Tensor, num_frames: int) -> Tensor:
         if self.config.architecture != "shift":
             return super().classify(x, num_frames)
-        features = self.frame_feature(self.vit.norm, x).unflatten(0, (-1, num_frames))
+        features = self.view.pool(x).unflatten(0, (-1, num_frames))
         return cast(Tensor, self.head(self.head_dropout(self.temporal_head(features))))
 
 
@@ -179,7 +179,7 @@ class Partial(FineTune):
             raise VidpipeError(
                 f"methods.partial.num_blocks: {count}, but the backbone has {len(self.blocks)}"
             )
-        parts: list[nn.Module] = [*self.blocks[-count:], self.vit.norm]
+        parts: list[nn.Module] = [*self.blocks[-count:], self.view.norm]
         for part in self.temporal_parts():
             parts += list(part)[-count:] if isinstance(part, nn.ModuleList) else [part]
         return parts

@@ -1,6 +1,7 @@
 """LoRA (Hu et al., ICLR 2022) under ZeroI2V's shifted heads: the rival of its Table 2.
 
-`y = W x + b + s * B (A x)` on any of the six weights of a block; B starts at zero, no biases. Merging
+`y = W x + b + s * B (A x)` on any of the six weights of a block; B starts at zero, no biases. The two
+halves of a gated MLP's input count as one weight, `up`. Merging
 adds s B A to W. Temporal embedding, final norm and head are trained as in ZeroI2V.
 """
 
@@ -15,6 +16,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vidpipe.backbones.mlp import hidden, input_layers, joint, output_layer
 from vidpipe.methods.config import LoRAConfig, Target
 from vidpipe.methods.stdha import STDHA, add_to_linear
 
@@ -46,8 +48,9 @@ class LoRA(STDHA):
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         width = self.width
-        hidden = cast(Any, self.blocks[0].mlp).fc1.out_features
-        sizes = {"up": (width, hidden), "down": (hidden, width)}
+        mlp = self.blocks[0].mlp
+        up = sum(layer.out_features for layer in input_layers(mlp))
+        sizes = {"up": (width, up), "down": (output_layer(mlp).in_features, width)}
         self.updates = nn.ModuleList(
             nn.ModuleDict(
                 {
@@ -57,7 +60,7 @@ class LoRA(STDHA):
             )
             for _ in self.blocks
         )
-        self.declare(self.updates, self.temporal_embedding, self.vit.norm)
+        self.declare(self.updates, self.temporal_embedding, self.view.norm)
 
     def _update(self, index: int, target: Target, x: Tensor, y: Tensor) -> Tensor:
         updates = cast(nn.ModuleDict, self.updates[index])
@@ -77,9 +80,9 @@ class LoRA(STDHA):
         return self._update(index, "o", x, super().out(index, block, x))
 
     def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
-        mlp, x = cast(Any, block.mlp), block.norm2(x)
-        hidden = mlp.norm(mlp.act(self._update(index, "up", x, mlp.fc1(x))))
-        return self._update(index, "down", hidden, mlp.fc2(hidden))
+        mlp, x = block.mlp, block.norm2(x)
+        y = hidden(mlp, self._update(index, "up", x, joint(mlp, x)))
+        return self._update(index, "down", y, output_layer(mlp)(y))
 
     @torch.no_grad()
     def merge(self) -> LoRA:
@@ -89,12 +92,14 @@ class LoRA(STDHA):
         self.copy_rest(merged)
         for block, updates in zip(merged.blocks, self.updates, strict=True):
             by_target = cast(nn.ModuleDict, updates)
-            attn, mlp = cast(Any, block.attn), cast(Any, block.mlp)
-            layers = {"o": attn.proj, "up": mlp.fc1, "down": mlp.fc2}
+            attn, inputs = cast(Any, block.attn), input_layers(block.mlp)
+            layers = {"o": [attn.proj], "up": inputs, "down": [output_layer(block.mlp)]}
             for target, update in by_target.items():
                 matrix = cast(Update, update).matrix()
                 if target in layers:
-                    add_to_linear(layers[target], matrix)
+                    rows_of = [layer.out_features for layer in layers[target]]
+                    for layer, part in zip(layers[target], matrix.split(rows_of), strict=True):
+                        add_to_linear(layer, part)
                 else:
                     rows = "qkv".index(target)
                     below, above = rows * self.width, (2 - rows) * self.width

@@ -108,6 +108,10 @@ class STAdapter(VideoModel):
         return x + self._adapt(index, "after_mlp", branch, num_frames)
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:
-        """The (frozen) final norm comes after the mean over T, as in the released code."""
-        mean = self.frame_feature(nn.Identity(), x).unflatten(0, (-1, num_frames)).mean(1)
-        return cast(Tensor, self.head(self.head_dropout(self.vit.norm(mean))))
+        """The (frozen) final norm comes after the mean over T, as in the released code.
+
+        So does any norm of the pooled feature (`fc_norm`). Where the image model norms all tokens and
+        pools then (a mean of normed patches, attention pooling), the mean over T comes last.
+        """
+        mean = self.view.reduce(x).unflatten(0, (-1, num_frames)).mean(1)
+        return cast(Tensor, self.head(self.head_dropout(self.view.finish(mean))))

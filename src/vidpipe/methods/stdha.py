@@ -67,7 +67,7 @@ class STDHA(VideoModel):
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         """All but the norm and the temporal embedding, as in ZeroI2V's code; biases are decayed."""
-        return not name.startswith(("vit.norm.", "temporal_embedding."))
+        return not name.startswith(("vit.norm.", "vit.fc_norm.", "temporal_embedding."))
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
         x = self.temporal_embedding(embed(self.vit, frames), num_frames)
@@ -100,9 +100,11 @@ class STDHA(VideoModel):
 
     def copy_rest(self, merged: STDHA) -> None:
         """Give `merged` what merging leaves as it is: head, temporal embedding, dtype, device."""
+        merged.to(
+            self.head.weight
+        )  # first: new modules are fp32, which would cut fp64 weights short
         merged.head.load_state_dict(self.head.state_dict())
         merged.temporal_embedding.load_state_dict(self.temporal_embedding.state_dict())
-        merged.to(self.head.weight)
 
 
 def channel_groups(

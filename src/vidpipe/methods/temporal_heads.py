@@ -52,7 +52,7 @@ class TemporalHeads(STDHA):
         if not config.merged and not any(channels):
             raise VidpipeError("methods.temporal_heads.head_offsets: no head is shifted")
         self.differences = nn.ModuleList(Difference(self.width, c) for c in channels)
-        self.declare(self.differences, self.temporal_embedding, self.vit.norm)
+        self.declare(self.differences, self.temporal_embedding, self.view.norm)
 
     def qkv(
         self, index: int, block: Block, x: Tensor, queries: int | None = None

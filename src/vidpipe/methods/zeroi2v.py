@@ -17,6 +17,7 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vidpipe.backbones.mlp import input_layers, output_layer
 from vidpipe.backbones.ops import overwrite_linear
 from vidpipe.methods.config import QKV, AdapterName, ZeroI2VConfig, channels
 from vidpipe.methods.noise import ClipDropout
@@ -73,7 +74,7 @@ class ZeroI2V(STDHA):
             )
             for _ in self.blocks
         )
-        self.declare(self.adapters, self.temporal_embedding, self.vit.norm)
+        self.declare(self.adapters, self.temporal_embedding, self.view.norm)
 
     def _adapt(self, index: int, name: AdapterName, x: Tensor) -> Tensor:
         adapters = cast(nn.ModuleDict, self.adapters[index])
@@ -120,15 +121,16 @@ class ZeroI2V(STDHA):
         self.copy_rest(merged)
         for block, adapters in zip(merged.blocks, self.adapters, strict=True):
             by_name = cast(nn.ModuleDict, adapters)
-            attn, mlp = cast(Any, block.attn), cast(Any, block.mlp)
+            attn = cast(Any, block.attn)
             attn_in: list[AdapterName] = ["attn_in"] * 3 if "attn_in" in by_name else list(QKV)
             _fold_before(attn.qkv, [by_name[n] if n in by_name else None for n in attn_in])  # noqa: SIM401
             if "attn_out" in by_name:
                 _fold_after(attn.proj, by_name["attn_out"])
             if "mlp_in" in by_name:
-                _fold_before(mlp.fc1, [by_name["mlp_in"]])
+                for layer in input_layers(block.mlp):  # SwiGLU has two
+                    _fold_before(layer, [by_name["mlp_in"]])
             if "mlp_out" in by_name:
-                _fold_after(mlp.fc2, by_name["mlp_out"])
+                _fold_after(output_layer(block.mlp), by_name["mlp_out"])
         return cast(ZeroI2V, merged.train(self.training))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,8 +126,15 @@ def tower(**changes: object) -> torch.nn.Module:
         {"ls_init_value": 0.3},
         {"no_ln_pre": True},
         {"patch_size": 16, "heads": 8, "mlp_ratio": 2.0},
+        {"act_layer": partial(torch.nn.GELU, approximate="tanh")},
+        {"pool_type": "avg"},
+        {"pool_type": "avg", "final_ln_after_pool": True},
+        {"final_ln_after_pool": True},
     ],
-    ids=["quickgelu", "gelu", "layerscale", "no_pre_norm", "sizes"],
+    ids=[
+        *("quickgelu", "gelu", "layerscale", "no_pre_norm", "sizes", "tanh"),
+        *("mean_of_normed", "norm_of_mean", "norm_of_class_token"),
+    ],
 )
 def test_an_open_clip_tower_keeps_its_features(options: dict) -> None:
     clip = tower(**options)
@@ -141,7 +149,8 @@ def test_an_open_clip_tower_keeps_its_features(options: dict) -> None:
     ("options", "message"),
     [
         ({"attentional_pool": True}, "attention pooling"),
-        ({"pool_type": "avg"}, "'avg' pooling"),
+        ({"pool_type": "none"}, "'none' pooling"),
+        ({"qk_norm": True}, "CustomResidualAttentionBlock blocks"),
     ],
 )
 def test_towers_that_cannot_be_adapted_are_refused(options: dict, message: str) -> None:

@@ -34,7 +34,7 @@ class Toy(VideoModel):
         self.declare(self.conv)
 
     def classify(self, x, num_frames):
-        feature = self.frame_feature(self.vit.norm, x).unflatten(0, (-1, num_frames))
+        feature = self.view.pool(x).unflatten(0, (-1, num_frames))
         mixed = self.conv(feature.transpose(1, 2)).transpose(1, 2)
         return self.head(self.head_dropout((feature + torch.tanh(mixed)).mean(1)))
 '''
