@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from e2e_project import METHODS, Run, run_in
+from e2e_project import METHODS, Run, environment, run_in
 from project import PROJECT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("e2e")]
@@ -51,6 +57,57 @@ def test_every_stage_leaves_its_files_and_a_clean_tree(project: Path, run: Run) 
     np.testing.assert_allclose([sum(p) for p in frame.probabilities], 1, atol=1e-5)
     assert run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
     assert run("git", "status", "--porcelain").stdout == ""
+
+
+@pytest.mark.skipif(
+    "REQUIRE_BROWSER" not in os.environ
+    and not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="chromium and chromedriver are not installed",
+)
+def test_runs_are_shown_in_the_browser(project: Path, tmp_path: Path) -> None:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+            *("--backend-store-uri", f"sqlite:///{project}/mlflow.db", "--workers", "1"),
+        ],
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or "chromium"
+    for flag in (
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        *("--no-first-run", "--disable-background-networking", "--disable-sync"),
+        *("--disable-component-update", "--window-size=1600,1200", f"--user-data-dir={tmp_path}"),
+    ):
+        options.add_argument(flag)
+    driver = None
+    try:
+        _wait_for(port, server)
+        driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+        driver.get(f"http://127.0.0.1:{port}/#/experiments/1/runs")
+        names = ["train-zeroi2v", "evaluate-zeroi2v", "export-linear_probe", "train-linear_probe"]
+        WebDriverWait(driver, 90).until(
+            lambda d: all(n in d.find_element(By.TAG_NAME, "body").text for n in names)
+        )
+        if target := os.environ.get("SAVE_SCREENSHOT"):
+            driver.save_screenshot(target)
+    finally:
+        if driver is not None:
+            driver.quit()
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def test_no_temporary_files_are_left(project: Path) -> None:
@@ -244,3 +301,15 @@ def test_real_clips_and_real_weights_by_a_recipe(vidpipe: Vidpipe, tmp_path: Pat
     assert counts["quarantined"] == 0
     result = json.loads((out / "results" / "linear_probe" / "eval.json").read_text())
     assert result["clips"] == 27
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert server.poll() is None, "the MLflow server died"
+        with socket.socket() as attempt:
+            attempt.settimeout(1)
+            if attempt.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError("the MLflow server did not start")
