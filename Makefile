@@ -32,9 +32,10 @@ demo: $(READY) ## Run the whole pipeline on the embedded data set and show the t
 	dvc repro
 	@vidpipe report
 
-test: $(READY) ## Run the whole test suite; all but the end-to-end tests two at a time
-	python -m pytest tests/e2e
-	python -m pytest -n 2 --dist loadgroup --ignore tests/e2e
+test: $(READY) ## Run the whole test suite, two files at a time
+	# A file stays together: what its tests share is made once. In their order: end-to-end tests, which
+	# take longest, come first, and the other process goes through the rest beside them.
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY) ## Run what `make test` leaves out: searches, lost nodes, new random examples
 	python -m pytest -m long

@@ -27,7 +27,6 @@ from videos import write_video
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(
         "REQUIRE_BROWSER" not in os.environ
         and not (shutil.which("chromium") and shutil.which("chromedriver")),

@@ -21,7 +21,7 @@ import pytest
 from e2e_project import METHODS, Run, environment, run_in
 from project import PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 Vidpipe = Callable[..., tuple[int, str]]
 

@@ -12,7 +12,7 @@ import pytest
 from e2e_project import Run
 from project import PROJECT
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.xdist_group("e2e")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 SHORT = ("-S", "train.epochs=1", "-S", "train.warmup_epochs=0")
 KEY = "methods.linear_probe.lr"

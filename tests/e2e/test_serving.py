@@ -30,7 +30,7 @@ from vidpipe.params import Params, load_params
 from vidpipe.trained.adapter import save_adapter
 from vidpipe.trained.package import load_package
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("serving")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 METHOD = "zeroi2v"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from project import HELPERS, PROJECT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500), pytest.mark.xdist_group("kills")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 KILLS = int(os.environ.get("VIDPIPE_KILLS", "4"))
 
 

@@ -31,7 +31,7 @@ from vidpipe.data.config import DataConfig
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.extract import Extracted, extract_one
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.xdist_group("two_nodes")]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 
 class TwoNodes:
