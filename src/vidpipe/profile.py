@@ -40,19 +40,23 @@ def cost(model: VideoModel, img_size: int) -> Cost:
     attention by torch's counter, plus 5 a LayerNorm element (fvcore's rule, which the papers used).
     Counted on the meta device, where no weight is allocated and nothing is computed.
     """
-    head = parameters(model.head)
-    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    backbone = parameters(model.vit)
     with torch.device("meta"):
         meta = _on(model, "meta")
         inference = meta.merge() if model.not_mergeable is None else meta
-        return Cost(
-            total=parameters(model),
-            tunable=tunable,
-            tunable_without_head=tunable - head,
-            new_at_inference=parameters(inference) - backbone - head,
-            gmacs=gmacs(inference, img_size),
-        )
+        return cost_of(model, inference, gmacs(inference, img_size))
+
+
+def cost_of(model: VideoModel, inference: VideoModel, gmacs: float) -> Cost:
+    """Cost of `model`, whose inference model has been counted already."""
+    head = parameters(model.head)
+    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Cost(
+        total=parameters(model),
+        tunable=tunable,
+        tunable_without_head=tunable - head,
+        new_at_inference=parameters(inference) - parameters(model.vit) - head,
+        gmacs=gmacs,
+    )
 
 
 def gmacs(model: nn.Module, img_size: int, num_frames: int | None = None) -> float:

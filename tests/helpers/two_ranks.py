@@ -19,6 +19,9 @@ from vidpipe.training.optim import trained_parameters
 from vidpipe.training.state import Checkpoints
 
 PARTIAL = 17
+"""Clips of which the last batch of 8 has one: the second rank has none of it."""
+
+CASES = ("partial", "stopped", "plain", "unused", "nan")
 
 
 class Seen(Moving):
@@ -55,12 +58,13 @@ def train(rank: int, world: int, **config: Any) -> tuple[Trainer, Seen]:
     return run, data
 
 
-def one_rank(rank: int, world: int, folder: str, case: str) -> None:
+def one_rank(rank: int, world: int, folder: str) -> None:
+    """All cases, one after the other: to start a process takes longer than any of them."""
     torch.set_num_threads(1)
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo"}
     store = dist.FileStore(f"{folder}/store", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    sent = []
+    sent: list[int] = []
     original = dist.all_reduce
 
     def counted(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -68,6 +72,15 @@ def one_rank(rank: int, world: int, folder: str, case: str) -> None:
         return original(tensor, *args, **kwargs)
 
     dist.all_reduce = counted
+    for case in CASES:
+        sent.clear()
+        out = one_case(rank, world, f"{folder}/{case}", case)
+        Path(f"{folder}/{case}/{rank}.json").write_text(json.dumps({**out, "sent": sent}))
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def one_case(rank: int, world: int, folder: str, case: str) -> dict[str, Any]:
     error = ""
     if case == "unused":
         unused(rank)
@@ -96,13 +109,10 @@ def one_rank(rank: int, world: int, folder: str, case: str) -> None:
     else:
         run, data = train(rank, world, size=PARTIAL if case == "partial" else 16)
         run.run()
-    out: dict[str, Any] = {"error": error, "sent": sent}
-    if not error:
-        out["history"] = [vars(m) for m in run.progress.history]
-        out["asked"] = data.asked
-        torch.save(weights(run.model), f"{folder}/weights{rank}")
-    Path(f"{folder}/{rank}.json").write_text(json.dumps(out))
-    dist.destroy_process_group()
+    if error:
+        return {"error": error}
+    torch.save(weights(run.model), f"{folder}/weights{rank}")
+    return {"history": [vars(m) for m in run.progress.history], "asked": data.asked}
 
 
 def unused(rank: int) -> None:
@@ -112,10 +122,14 @@ def unused(rank: int) -> None:
         b.grad = torch.ones(2)
     d = torch.nn.Parameter(torch.ones(5, 3, 7))
     d.grad = torch.arange(105.0).view(7, 3, 5).transpose(0, 2) * (rank + 1)
-    parallel.BUCKET = 5  # less than a row of d: several messages, and d in several of them
+    bucket, parallel.BUCKET = (
+        parallel.BUCKET,
+        5,
+    )  # less than a row of d, which takes several messages
     parallel.average_gradients([a, b, c, d], 2)
     assert torch.equal(d.grad, torch.arange(105.0).view(7, 3, 5).transpose(0, 2) * 1.5)
     parallel.same_start([e := torch.nn.Parameter(torch.full((4, 3), float(rank)))])
+    parallel.BUCKET = bucket
     assert not e.any()
     assert a.grad is not None
     assert b.grad is not None
@@ -123,7 +137,12 @@ def unused(rank: int) -> None:
     assert c.grad is None  # AdamW leaves it alone, as one worker would
 
 
-def ranks(folder: Path, case: str) -> list[dict[str, Any]]:
-    folder.mkdir()
-    mp.start_processes(one_rank, (2, str(folder), case), nprocs=2, start_method="spawn")
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+def ranks(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """What both ranks say of each case; their weights lie in its folder."""
+    for case in CASES:
+        (folder / case).mkdir()
+    mp.start_processes(one_rank, (2, str(folder)), nprocs=2, start_method="spawn")
+    return {
+        case: [json.loads((folder / case / f"{rank}.json").read_text()) for rank in range(2)]
+        for case in CASES
+    }

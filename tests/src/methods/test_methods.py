@@ -217,11 +217,15 @@ def test_papers_cost_on_vit_b16() -> None:
     """ST-Adapter's 7.42 M tunable and 455 GFLOPs (3 views), ZeroI2V's 14.2 M and 422 (paper tables)."""
     import timm
 
-    vit = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=0)
-    st = cost(METHODS["st_adapter"](vit, 400, 8, METHODS["st_adapter"].Config()), 224)
+    with torch.device("meta"):
+        vit = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=0)
+        adapted, moved = (
+            build_method(name, vit, 400, 8, METHODS[name].Config())
+            for name in ("st_adapter", "zeroi2v")
+        )
+    st, zero = cost(adapted, 224), cost(moved, 224)
     assert round(st.tunable / 1e6, 2) == 7.42
     assert round(3 * st.gmacs) == 455
-    zero = cost(METHODS["zeroi2v"](vit, 400, 8, METHODS["zeroi2v"].Config()), 224)
     assert round(zero.tunable_without_head / 1e6, 1) == 14.2
     assert round(3 * zero.gmacs) == 422
 

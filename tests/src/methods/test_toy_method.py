@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from project import PROJECT
@@ -40,6 +40,13 @@ class Toy(VideoModel):
 '''
 
 
+LIE = """
+
+class Lying(Toy):
+    name = "lying"
+    order_blind = True
+"""
+"""A second method, which says of itself what is not true."""
 OPTIONS = """
 class ToyConfig(MethodConfig):
     taps: int = Field(3, ge=1, le=9)
@@ -47,7 +54,10 @@ class ToyConfig(MethodConfig):
 MATRIX_TESTS = "src/methods/test_methods.py"
 
 
-def take_the_steps(folder: Path, toy: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest says of both methods, in a copy of the project."""
+    folder = tmp_path_factory.mktemp("toy")
     shutil.copytree(PROJECT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     tests = folder / "tests"
     shutil.copytree(PROJECT / "tests" / "helpers", tests / "helpers")
@@ -58,40 +68,50 @@ def take_the_steps(folder: Path, toy: str) -> subprocess.CompletedProcess[str]:
     options = (methods / "config.py").read_text()
     options = options.replace("CONFIGS: dict", f"{OPTIONS}\n\nCONFIGS: dict", 1)
     options = options.replace(
-        '    "evl": EVLConfig,\n', '    "evl": EVLConfig,\n    "toy": ToyConfig,\n'
+        '    "evl": EVLConfig,\n',
+        '    "evl": EVLConfig,\n    "toy": ToyConfig,\n    "lying": ToyConfig,\n',
     )
     (methods / "config.py").write_text(options)
-    (methods / "toy.py").write_text(toy)
+    (methods / "toy.py").write_text(TOY + LIE)
     registry = methods / "registry.py"
     lines = registry.read_text()
-    lines = lines.replace("        EVL,\n", "        EVL,\n        Toy,\n")
+    lines = lines.replace("        EVL,\n", "        EVL,\n        Toy,\n        Lying,\n")
     lines = lines.replace(
-        "METHODS: dict", "from vidpipe.methods.toy import Toy\n\nMETHODS: dict", 1
+        "METHODS: dict", "from vidpipe.methods.toy import Lying, Toy\n\nMETHODS: dict", 1
     )
     registry.write_text(lines)
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "toy", "tests/test_methods.py"],
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-vk", "[toy- or [lying-", "tests/test_methods.py"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-
-
-@pytest.mark.slow
-def test_a_toy_method_is_covered_by_every_parametrised_test(tmp_path: Path) -> None:
-    done = take_the_steps(tmp_path, TOY)
-    assert done.returncode == 0, done.stdout
-    every = (PROJECT / "tests" / MATRIX_TESTS).read_text().count("\n@every\n")
-    passed = int(done.stdout.split(" passed")[0].split()[-1])
-    assert every >= 11
-    assert passed == every - 1  # it cannot be merged, so one test does not apply
-
-
-@pytest.mark.slow
-def test_a_toy_method_that_lies_is_caught(tmp_path: Path) -> None:
-    lie = TOY.replace('name = "toy"', 'name = "toy"\n    order_blind = True')
-    done = take_the_steps(tmp_path, lie)
     assert done.returncode == 1, done.stdout
-    assert "test_sees_the_order_of_frames_or_is_declared_blind" in done.stdout
+    return done.stdout
+
+
+def outcomes(name: str, report: str) -> dict[str, set[str]]:
+    """Outcome -> the tests of test_methods.py that had it for a method."""
+    found: dict[str, set[str]] = {"PASSED": set(), "FAILED": set(), "SKIPPED": set()}
+    for test, outcome in re.findall(rf"::(test_\w+)\[{name}-\d+\] (PASSED|FAILED|SKIPPED)", report):
+        found[outcome].add(test)
+    return found
+
+
+@pytest.mark.slow
+def test_a_toy_method_is_covered_by_every_parametrised_test(report: str) -> None:
+    every = (PROJECT / "tests" / MATRIX_TESTS).read_text().count("\n@every\n")
+    assert every >= 11
+    toy = outcomes("toy", report)
+    assert not toy["FAILED"], report
+    assert len(toy["PASSED"]) == every - 1  # it cannot be merged, so one test does not apply
+    assert len(toy["SKIPPED"]) == 1
+
+
+@pytest.mark.slow
+def test_a_toy_method_that_lies_is_caught(report: str) -> None:
+    assert (
+        "test_sees_the_order_of_frames_or_is_declared_blind" in outcomes("lying", report)["FAILED"]
+    )

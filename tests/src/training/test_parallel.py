@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,52 +19,62 @@ from two_ranks import PARTIAL, ranks, train
 
 from vidpipe.training import parallel
 
-"""Clips of which the last batch of 8 has one: the second rank has none of it."""
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return ranks(folder)
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one_does(tmp_path: Path) -> None:
+def test_two_workers_train_as_one_does(folder: Path, both: dict[str, list[dict[str, Any]]]) -> None:
     torch.set_num_threads(1)
     alone, data = train(0, 1, size=PARTIAL)
     history = alone.run()
-    both = ranks(tmp_path / "two", "partial")
-    assert both[0]["history"] == both[1]["history"]
-    for one, two in zip(history, both[0]["history"], strict=True):
+    found = both["partial"]
+    assert found[0]["history"] == found[1]["history"]
+    for one, two in zip(history, found[0]["history"], strict=True):
         for key in ("train_loss", "val_loss", "grad_norm"):
             assert two[key] == pytest.approx(getattr(one, key), rel=1e-4), key
         assert (two["train_top1"], two["val_top1"]) == (one.train_top1, one.val_top1)
-    asked = [[tuple(key) for key in r["asked"]] for r in both]
+    asked = [[tuple(key) for key in r["asked"]] for r in found]
     assert sorted(itertools.chain(*asked)) == sorted(data.asked)
     assert asked[0][:5] == [*data.asked[:8:2], data.asked[8]]  # every other clip of a batch
     assert len(data.asked) == 3 * PARTIAL
-    own = [torch.load(tmp_path / "two" / f"weights{rank}") for rank in range(2)]
+    own = [torch.load(folder / "partial" / f"weights{rank}") for rank in range(2)]
     trained = sum(p.numel() for p in own[0].values())
     for name in own[0]:
         assert torch.equal(own[0][name], own[1][name]), name
     # Once a step the gradients, and a few numbers: never the frozen weights.
-    assert max(both[0]["sent"]) == trained
-    assert both[0]["sent"].count(trained) == 9
+    assert max(found[0]["sent"]) == trained
+    assert found[0]["sent"].count(trained) == 9
 
 
 @pytest.mark.slow
-def test_two_workers_stopped_anywhere_end_with_the_same_bits(tmp_path: Path) -> None:
-    whole = ranks(tmp_path / "whole", "partial")
-    stopped = ranks(tmp_path / "stopped", "stopped")
-    assert stopped[0]["history"] == whole[0]["history"]
-    a, b = (torch.load(tmp_path / name / "weights0") for name in ("whole", "stopped"))
+def test_two_workers_stopped_anywhere_end_with_the_same_bits(
+    folder: Path, both: dict[str, list[dict[str, Any]]]
+) -> None:
+    assert both["stopped"][0]["history"] == both["partial"][0]["history"]
+    a, b = (torch.load(folder / name / "weights0") for name in ("partial", "stopped"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.slow
-def test_a_bad_loss_on_one_worker_ends_all_at_the_same_step(tmp_path: Path) -> None:
-    both = ranks(tmp_path / "nan", "nan")
-    assert both[0]["error"] == both[1]["error"]
-    assert both[0]["error"].startswith("loss is nan at step 0 (clips clip")
+def test_a_bad_loss_on_one_worker_ends_all_at_the_same_step(
+    both: dict[str, list[dict[str, Any]]],
+) -> None:
+    one, other = (rank["error"] for rank in both["nan"])
+    assert one == other
+    assert one.startswith("loss is nan at step 0 (clips clip")
 
 
 @pytest.mark.slow
-def test_gradients_that_some_or_no_worker_has(tmp_path: Path) -> None:
-    assert [r["error"] for r in ranks(tmp_path / "unused", "unused")] == ["fine", "fine"]
+def test_gradients_that_some_or_no_worker_has(both: dict[str, list[dict[str, Any]]]) -> None:
+    assert [rank["error"] for rank in both["unused"]] == ["fine", "fine"]
 
 
 def peak_bytes(work: Callable[[], None]) -> int:
@@ -155,13 +166,15 @@ def by_ray(tmp_path: Path, case: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_ray_starts_lost_workers_again_and_they_go_on(tmp_path: Path) -> None:
+def test_ray_starts_lost_workers_again_and_they_go_on(
+    tmp_path: Path, both: dict[str, list[dict[str, Any]]]
+) -> None:
     done = by_ray(tmp_path, "lost")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "lost" / "died").exists()
     resumed = (tmp_path / "lost" / "from").read_text()
     assert resumed.rsplit("/", 1)[1] in ("00000003-0001", "00000004-0001", "00000004-0002")
-    expected = ranks(tmp_path / "two", "plain")[0]["history"]
+    expected = both["plain"][0]["history"]
     from vidpipe.training.metrics import EpochMetrics
 
     assert (tmp_path / "lost" / "history").read_text() == repr(
