@@ -205,6 +205,11 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
             f"backbone.name: {name} is not a plain ViT or Swin; {nearest_that_loads(name)}"
         ) from None
     except Exception as error:  # the hub's client raises many kinds; all mean no weights
+        if hub_tag is None:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise VidpipeError(
+                f"backbone: {name} at transform.size {img_size}: {reason}"
+            ) from error
         raise VidpipeError(
             f"backbone.weights: {name} could not be downloaded ({type(error).__name__}); "
             "name a local weights file instead"
@@ -213,7 +218,11 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
         patch = cast(tuple[int, int], model.patch_embed.patch_size)[0]
         if img_size % patch:
             raise VidpipeError(f"transform.size: {img_size} is no multiple of {name}'s {patch}")
-    return _supported(model, name)
+    vit = _supported(model, name)
+    grid = getattr(vit.patch_embed, "grid_size", None)
+    if grid is not None and not all(grid):
+        raise VidpipeError(f"transform.size: {img_size} is less than one patch of {name}")
+    return vit
 
 
 @contextmanager

@@ -159,6 +159,18 @@ def test_one_odd_block_is_enough_for_a_refusal(part: str, other: nn.Module, mess
         copied_backbone(vit, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224", "8 is less than one patch of vit_tiny_patch16_224"),
+        ("vit_base_mci_224", "vit_base_mci_224 at transform.size 8: "),
+    ],
+)
+def test_a_size_that_leaves_no_patch_is_no_failed_download(name: str, message: str) -> None:
+    with pytest.raises(VidpipeError, match=message), torch.device("meta"):
+        architecture(BackboneConfig(name=name, weights="none"), 8)
+
+
 def test_a_vit_without_pooling_is_refused() -> None:
     with pytest.raises(VidpipeError, match="has no pooling"):
         copied_backbone(tiny_vit(global_pool=""), None)
