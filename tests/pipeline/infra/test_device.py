@@ -111,7 +111,9 @@ def test_yes_without_a_gpu_ends_every_command(in_folder: Path, no_gpu: None) -> 
         assert refused(command(*name, *words)).startswith("train.use_gpu: yes, but torch"), name
     assert not (in_folder / "mlflow.db").exists()  # nothing was begun
     params = in_folder / "params.yaml"
-    params.write_text(params.read_text().replace("train:\n", "train:\n  use_gpu: yes\n"))
+    text = params.read_text()
+    assert "use_gpu: auto" in text
+    params.write_text(text.replace("use_gpu: auto", "use_gpu: yes"))
     with pytest.raises(VidpipeError, match="use_gpu: yes"):
         predict.Job((in_folder / "model",), params=params).open()
 

@@ -79,7 +79,7 @@ def test_predictions_show_names_as_they_are() -> None:
 def test_an_errors_names_are_shown_as_they_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def fails() -> None:
+    def fails(**options: object) -> None:
         raise VidpipeError(f"{tmp_path}: no class {CLEAR}")
 
     monkeypatch.setattr(app, "app", fails)

@@ -202,12 +202,17 @@ def test_hours_follow_from_what_is_stated() -> None:
 
 @every
 def test_nothing_of_the_demo_is_left_over(name: str) -> None:
-    """What params.yaml sets and a result depends on, the recipe sets, too."""
+    """What params.yaml sets to something else than its default and a result depends on, the recipe sets,
+    too."""
     demo, overlay = read_yaml(PARAMS), RECIPES[name].overlay
+    resolved = load_params(PARAMS)
     machine = {"num_workers", "threads", "seed"}
     (method,) = RECIPES[name].methods
     for section in ("data", "sampling", "transform", "backbone", "train", "evaluate"):
-        rest = demo[section].keys() - overlay[section].keys() - machine - {"root"}
+        values = getattr(resolved, section)
+        fields = type(values).model_fields
+        own = {key for key in demo[section] if getattr(values, key) != fields[key].default}
+        rest = own - overlay[section].keys() - machine - {"root"}
         assert not rest, f"{section}: {rest}"
     assert not demo["methods"][method].keys() - overlay["methods"][method].keys()
 
