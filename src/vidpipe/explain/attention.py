@@ -28,8 +28,8 @@ class AttentionMaps:
     """Of one block and one clip; fp32 on the CPU."""
 
     heads: Tensor
-    """(T, H, gh, gw): what the class token of frame t gives to each patch; where the ViT has none, the
-    mean over all queries. With `elsewhere`, each head of each frame adds up to 1."""
+    """(T, H, gh, gw): what the class token of frame t gives to each patch; where the ViT pools its
+    patches, the mean over their queries. With `elsewhere`, each head of each frame adds up to 1."""
     elsewhere: Tensor
     """(T, H): what it gives to the class token, registers and prompts."""
     offsets: tuple[int | None, ...]
@@ -96,8 +96,8 @@ def attention_maps(model: VideoModel, clip: Tensor, block: int = -1) -> Attentio
     grid = cast(tuple[int, int], model.vit.patch_embed.grid_size)
     patches = grid[0] * grid[1]
     q, k, scale = recorder.spatial
-    if model.vit.cls_token is not None:
-        q = q[:, :, :1]
+    # The queries of the tokens that the feature is made of.
+    q = q[:, :, :1] if model.view.reads == "prefix" else q[:, :, -patches:]
     spatial = _probabilities(q, k, scale).mean(2)  # (T, H, N)
     over_time = clip_query = None
     if recorder.over_time is not None:

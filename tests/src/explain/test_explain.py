@@ -243,14 +243,22 @@ def test_one_frame_has_no_query_of_its_clip(name: str) -> None:
     assert (maps.clip_query is not None) == (name == "attentional_pooling")
 
 
-def test_without_a_class_token_it_is_the_mean_over_queries() -> None:
-    vit = {"class_token": False, "global_pool": "avg"}
-    model = build("linear_probe", {}, vit)
+@pytest.mark.parametrize(
+    "vit",
+    [{"class_token": False}, {"class_token": False, "reg_tokens": 2}, {"class_token": True}],
+    ids=["patches only", "registers", "a class token that nothing reads"],
+)
+def test_where_patches_are_pooled_it_is_the_mean_over_their_queries(vit: dict) -> None:
+    model = build("linear_probe", {}, {**vit, "global_pool": "avg"})
     maps = attention_maps(model, clip())
     q, k, _ = outputs(model, model.blocks[-1].attn.qkv)[0].unflatten(-1, (3, HEADS, -1)).unbind(2)
-    expected = torch.stack([probabilities(one, k[1, :, 2]) for one in q[1, :, 2]]).mean(0)
-    torch.testing.assert_close(maps.heads[1, 2].flatten(), expected, atol=1e-6, rtol=1e-4)
-    assert not maps.elsewhere.any()
+    of_patches = q[1, -PATCHES:, 2]
+    expected = torch.stack([probabilities(one, k[1, :, 2]) for one in of_patches]).mean(0)
+    torch.testing.assert_close(
+        maps.heads[1, 2].flatten(), expected[-PATCHES:], atol=1e-6, rtol=1e-4
+    )
+    elsewhere = expected[:-PATCHES].sum()
+    torch.testing.assert_close(maps.elsewhere[1, 2], elsewhere, atol=1e-6, rtol=1e-4)
 
 
 def test_what_cannot_be_explained_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
