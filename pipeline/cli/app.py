@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from pipeline.cli.configuration import methods, params, profile, recipes
+from pipeline.cli.configuration import backbones, methods, params, profile, recipes
 from pipeline.cli.data import show, stats
 from pipeline.cli.options import with_options
 from pipeline.cli.stages import evaluate, export, extract, report, run, synth, train
@@ -36,6 +36,7 @@ STAGES: Commands = {
 BEFORE: Commands = {
     "params": params,
     "methods": methods,
+    "backbones": backbones,
     "recipes": recipes,
     "profile": profile,
     "tune": tune,

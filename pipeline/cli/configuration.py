@@ -38,6 +38,17 @@ def methods() -> None:
     show()
 
 
+def backbones(
+    pattern: Annotated[str, typer.Argument(help="Names, such as '*clip*b*16*'.")] = "*",
+    *,
+    json: Json = False,
+) -> None:
+    """List the image models that load, with their cost, pooling and licence, and why others do not."""
+    from pipeline.tools.list_backbones import run as show
+
+    show(pattern, json)
+
+
 def recipes(*, json: Json = False) -> None:
     """List the recipes: what they cost, and what the papers report for them."""
     from pipeline.tools.list_recipes import run as show
