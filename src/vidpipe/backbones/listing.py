@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 
-from vidpipe.backbones.openclip import POOLINGS
+from vidpipe.backbones.openclip import POOLINGS, text_needs_transformers
 from vidpipe.backbones.still import ARCHITECTURE
 
 TIMM_FILES = ("vision_transformer", "vision_transformer_hybrid", "deit", "swin_transformer")
@@ -59,8 +59,12 @@ def nearest_that_loads(name: str) -> str:
 def open_clip_names() -> list[str]:
     import open_clip
 
-    towers = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
-    return [f"open_clip:{n}" for n in sorted(towers) if is_plain_tower(towers[n]["vision_cfg"])]
+    cards = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+    return [
+        f"open_clip:{name}"
+        for name, card in sorted(cards.items())
+        if is_plain_tower(card["vision_cfg"]) and not text_needs_transformers(card)
+    ]
 
 
 def is_plain_tower(vision: Mapping[str, Any]) -> bool:

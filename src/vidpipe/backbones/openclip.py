@@ -129,6 +129,11 @@ def create_tower(config: BackboneConfig, tag: str | None) -> Any:
     _refuse_unknown(config.name)
     import open_clip
 
+    if text_needs_transformers(open_clip.get_model_config(config.name)):
+        raise VidpipeError(
+            f"backbone.name: open_clip {config.name} has a text tower of Hugging Face's transformers, "
+            "without which open_clip does not build it; choose a plain CLIP ViT such as ViT-B-16"
+        )
     try:
         return open_clip.create_model(
             config.name, pretrained=tag, device=torch.get_default_device()
@@ -138,6 +143,12 @@ def create_tower(config: BackboneConfig, tag: str | None) -> Any:
             f"backbone.weights: open_clip {config.name} {tag} could not be loaded "
             f"({type(error).__name__}); name a local weights file instead"
         ) from error
+
+
+def text_needs_transformers(card: Mapping[str, Any]) -> bool:
+    """Whether open_clip builds a model's text tower by a package that vidpipe does not bring, from files
+    of a hub; `card` is the model's configuration."""
+    return "hf_model_name" in card.get("text_cfg", {})
 
 
 def image_size(config: BackboneConfig) -> int:

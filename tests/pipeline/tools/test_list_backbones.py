@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.tools.list_backbones import describe, rows
+from vidpipe.backbones.listing import list_backbones
 from vidpipe.errors import VidpipeError
 
 
@@ -59,3 +60,10 @@ def test_the_command_prints_a_table_or_json() -> None:
         assert row["name"] in text
     loads = sum(row["loads"] for row in found)
     assert f"{loads} load, {len(found) - loads} are refused" in text
+
+
+def test_what_is_listed_loads() -> None:
+    """Towers whose text half needs another package were listed, and failed when they were built."""
+    found = rows("open_clip:*B*32*")
+    assert any("text tower of Hugging Face" in str(row.reason) for row in found)
+    assert {row.name for row in found if row.loads} == set(list_backbones("open_clip:*B*32*"))
