@@ -44,6 +44,7 @@ def run(
     root = Path(data.root)
     listed = [
         {"id": id_, "path": item.path, "label": item.label, "split": item.split}
+        | ({"group": item.group} if data.group is not None else {})
         for id_, item in zip(_unique_ids(listing.items), listing.items, strict=True)
     ]
     # Shards hold all classes: reading a few at a time (train.shuffle: shards) must not skew batches.
@@ -78,7 +79,7 @@ def run(
                 speed = bar.tasks[0].finished_speed or bar.tasks[0].speed or 0
                 bar.update(task, advance=1, info=f"{speed:.1f} clips/s")
         _refuse_if_too_bad(writer.all_rows(), extract)
-        rows = writer.finish(listing.classes, extract.tier)
+        rows = writer.finish(listing.classes, extract.tier, data.group)
     return _summary(rows)
 
 

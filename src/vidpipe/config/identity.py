@@ -1,4 +1,5 @@
-"""What decides a result, and short identities made of it: the only place that reads `NotDecisive`."""
+"""What decides a result, and short identities made of it: the only place that reads `NotDecisive` and
+`AbsentAtDefault`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vidpipe.config.section import NotDecisive, mark
+from vidpipe.config.section import AbsentAtDefault, NotDecisive, mark
 
 
 def config_hash(*parts: Any) -> str:
@@ -34,8 +35,11 @@ def deciding(value: Any) -> Any:
 
 
 def decides(section: BaseModel, name: str) -> bool:
-    """Whether field `name` of `section` can change a result, the section's other values given."""
-    found = mark(type(section).model_fields[name], NotDecisive)
+    """Whether field `name` of `section` is part of its identity, the section's other values given."""
+    field = type(section).model_fields[name]
+    if mark(field, AbsentAtDefault) and getattr(section, name) == field.get_default():
+        return False
+    found = mark(field, NotDecisive)
     if found is None:
         return True
     return found.unless is not None and getattr(section, found.unless[0]) == found.unless[1]

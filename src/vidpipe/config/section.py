@@ -83,6 +83,12 @@ class Place(NotDecisive):
 
 
 @dataclass(frozen=True)
+class AbsentAtDefault:
+    """Mark of a deciding field that came later, and at its default changes nothing: identities made
+    before it was there stay as they are."""
+
+
+@dataclass(frozen=True)
 class OnlyTraining:
     """Mark of a method's option that decides how its tensors are trained, not what they mean: another
     value still fits a trained adapter."""

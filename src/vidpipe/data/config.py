@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from vidpipe.config.section import NotDecisive, Place, Section, Seed, ascending
+from vidpipe.config.section import AbsentAtDefault, NotDecisive, Place, Section, Seed, ascending
+from vidpipe.data.group_pattern import compiled, is_pattern
 
 Layout = Literal["folders", "table", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51"]
 
@@ -34,6 +35,13 @@ class DataConfig(Section):
         "the named data sets: the folder of their annotation files (default: root itself)",
     )
     columns: ColumnsConfig = ColumnsConfig()
+    group: Annotated[str | None, AbsentAtDefault()] = Field(
+        None,
+        min_length=1,
+        description="what stays on one side of a split, such as a person or a source video: a column of "
+        "the table, or a pattern on the path whose {braces} mark the group, such as */{*}_*; null: each "
+        "video by itself",
+    )
     classes: tuple[str, ...] | None = Field(
         None, description="null: the data set's own list, or the labels found, sorted"
     )
@@ -66,6 +74,13 @@ class DataConfig(Section):
         if most and most[0][1] > 1:
             raise ValueError(f"{most[0][0]!r} is named twice")
         return classes
+
+    @field_validator("group")
+    @classmethod
+    def _compiles(cls, group: str | None) -> str | None:
+        if group is not None and is_pattern(group):
+            compiled(group)
+        return group
 
     @field_validator("keep", mode="before")
     @classmethod

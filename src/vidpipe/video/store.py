@@ -26,8 +26,8 @@ from vidpipe.files import atomic_file
 from vidpipe.video.readers import Frames, read_h264, read_jpegs
 
 VERSION = b"2"
-_VERSION_KEY, _CLASSES_KEY, _TIER_KEY = (
-    f"vidpipe.manifest.{name}".encode() for name in ("version", "classes", "tier")
+_VERSION_KEY, _CLASSES_KEY, _TIER_KEY, _GROUP_KEY = (
+    f"vidpipe.manifest.{name}".encode() for name in ("version", "classes", "tier", "group")
 )
 SCHEMA = pa.schema(
     [
@@ -51,6 +51,10 @@ SCHEMA = pa.schema(
 )
 
 
+GROUP = pa.field("group", pa.string())
+"""A further column where `data.group` was set: the person, source video, ... of each row."""
+
+
 def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.bin"
 
@@ -58,17 +62,26 @@ def shard_name(shard: int) -> str:
 @dataclass(frozen=True)
 class Manifest:
     rows: pd.DataFrame
-    """All rows, `ok` and `quarantined`, columns as in SCHEMA."""
+    """All rows, `ok` and `quarantined`, columns as in SCHEMA, and perhaps GROUP."""
     classes: tuple[str, ...]
     """Class index -> name."""
     tier: str
+    group: str | None = None
+    """`data.group` of the extraction, where it was set: then there is a column GROUP."""
 
 
 def write_manifest(
-    root: Path, rows: list[dict[str, Any]], classes: Sequence[str], tier: str = "compact"
+    root: Path,
+    rows: list[dict[str, Any]],
+    classes: Sequence[str],
+    tier: str = "compact",
+    group: str | None = None,
 ) -> None:
     metadata = {_VERSION_KEY: VERSION, _CLASSES_KEY: json.dumps(list(classes)), _TIER_KEY: tier}
-    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+    schema = SCHEMA
+    if group is not None:
+        schema, metadata[_GROUP_KEY] = SCHEMA.append(GROUP), group
+    table = pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
     with atomic_file(root / "manifest.parquet") as path:
         pq.write_table(table, path)
 
@@ -96,7 +109,8 @@ def read_manifest(root: Path | str, columns: Sequence[str] | None = None) -> Man
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
         raise VidpipeError(f"{path}: not a readable Parquet file ({error})") from None
     classes = tuple(json.loads(metadata[_CLASSES_KEY]))
-    return Manifest(rows, classes, metadata[_TIER_KEY].decode())
+    group = metadata[_GROUP_KEY].decode() if _GROUP_KEY in metadata else None
+    return Manifest(rows, classes, metadata[_TIER_KEY].decode(), group)
 
 
 def manifest_sha256(root: Path | str) -> str:

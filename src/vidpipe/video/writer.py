@@ -29,7 +29,8 @@ Stat = tuple[int, int]
 
 
 class StoreWriter:
-    """`listed`: the manifest columns known beforehand (id, path, label, split), one dict a video.
+    """`listed`: the manifest columns known beforehand (id, path, label, split, perhaps group), one dict
+    a video.
 
     `stats[i]` is (bytes, mtime_ns) of video i now, (0, 0) where it is missing: work on a file that
     has changed since is done again. `timeout_s` likewise: a longer one retries what timed out.
@@ -99,14 +100,16 @@ class StoreWriter:
         self._parts[index] = (row, len(clip.data))
         self._pack()
 
-    def finish(self, classes: Sequence[str], tier: str) -> list[dict[str, Any]]:
+    def finish(
+        self, classes: Sequence[str], tier: str, group: str | None = None
+    ) -> list[dict[str, Any]]:
         """Commit what is left, write the manifest (by path), put the store in its place; all rows."""
         if missing := self.pending():
             raise ValueError(f"{len(missing)} videos have not been added")
         self._commit()
         rows = [{k: v for k, v in row.items() if not k.startswith("_")} for row in self.rows]
         rows.sort(key=lambda row: row["path"])
-        write_manifest(self._store, rows, classes, tier)
+        write_manifest(self._store, rows, classes, tier, group)
         shutil.rmtree(self._old, ignore_errors=True)
         if self.out.exists():
             self.out.replace(self._old)

@@ -68,7 +68,11 @@ def test_a_field_changes_the_identities_that_it_decides_and_no_other(leaf: Leaf)
     first = identities(before, leaf.method)
     for params in changed:
         found = identities(params, leaf.method)
-        decisive = all(decides(section, name) for section, name in sections_of(params, leaf))
+        # A field that is absent at its default decides by the value that it is changed to.
+        decisive = any(
+            all(decides(section, name) for section, name in sections_of(either, leaf))
+            for either in (before, params)
+        )
         expected = {stage for stage in STAGES if decisive and leaf.path[0] in STAGES[stage]}
         assert {stage for stage in STAGES if found[stage] != first[stage]} == expected
 

@@ -12,6 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from vidpipe.data.config import DataConfig
+from vidpipe.data.folds import held_out_groups
+from vidpipe.data.group_pattern import is_pattern
+from vidpipe.data.groups import path_groups
 from vidpipe.data.layouts import diving48, generic, kinetics, lists, ssv2
 from vidpipe.data.layouts.common import (
     COLUMNS,
@@ -57,19 +60,29 @@ def list_items(config: DataConfig) -> Listing:
     layout = config.layout or ("folders" if config.annotations is None else "table")
     if config.keep and layout != "table":
         raise fail(f"data.keep: only for layout table, not {layout}")
+    column = config.group is not None and not is_pattern(config.group)
+    if column and layout != "table":
+        raise fail(
+            f"data.group: {config.group}: only layout table has columns, not {layout}; give a "
+            "pattern on the path whose {braces} mark the group, such as */{*}_*"
+        )
     found = LAYOUTS[layout](root, config.model_copy(update={"layout": layout}))
     if not found.rows:
         raise fail(f"data.root: {root}: no videos found")
     _check_text(found.rows)
+    if found.groups and not _is_printable("".join(found.groups)):
+        bad = next(group for group in found.groups if not _is_printable(group))
+        raise fail(f"data.group: {config.group}: {bad!a} is not printable UTF-8 text")
     rows = pd.DataFrame.from_records(found.rows, columns=list(COLUMNS))
     _check_paths(rows, root)
+    rows["group"] = _groups(rows, config, found.groups)
     classes = _classes(rows, config, found.classes, root)
     rows = _with_splits(rows, config).sort_values("path", ignore_index=True)
     for split in ("train", "val"):
         if not (rows.split == split).any():
             raise fail(f"data.root: {root}: no video in split {split!r}")
     _check_missing(rows, config, root)
-    columns = (rows[name].tolist() for name in ("path", "label", "split"))
+    columns = (rows[name].tolist() for name in ("path", "label", "split", "group"))
     return Listing([Item(*row) for row in zip(*columns, strict=True)], classes)
 
 
@@ -145,10 +158,17 @@ def _classes(
     return tuple(labels)
 
 
+def _groups(rows: pd.DataFrame, config: DataConfig, column: list[str] | None) -> list[str]:
+    if config.group is None:
+        return [""] * len(rows)
+    return path_groups(rows.path.tolist(), config.group) if column is None else column
+
+
 def _with_splits(rows: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
     """Only `train` and `val` are left. Test serves as val where there is no val, else not at all.
 
-    Where there is no split, `val_fraction` of each class by hash: adding videos moves no other.
+    Where there is no split, `val_fraction` of each class by hash: adding videos moves no other. With
+    `data.group`, whole groups that have together about as many.
     """
     if not (rows.split == "").any():
         test = rows.split == "test"
@@ -157,6 +177,8 @@ def _with_splits(rows: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
                 logger.info("%d videos of the test split are not used", test.sum())
             return rows[~test]
         return rows.assign(split=rows.split.mask(test, "val"))
+    if config.group is not None:
+        return rows.assign(split=_split_by_group(rows, config))
     held_out: set[str] = set()
     for _, group in rows.groupby("label", sort=False):
         paths = sorted(
@@ -164,6 +186,25 @@ def _with_splits(rows: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
         )
         held_out.update(paths[: max(1, round(config.val_fraction * len(paths)))])
     return rows.assign(split=["val" if path in held_out else "train" for path in rows.path])
+
+
+def _split_by_group(rows: pd.DataFrame, config: DataConfig) -> list[str]:
+    groups, labels = rows.group.tolist(), rows.label.tolist()
+    held_out = held_out_groups(groups, labels, config.val_fraction, config.seed)
+    if not held_out:
+        raise fail(
+            f"data.group: {config.group}: none of {len(set(groups))} groups can be held out, or a class "
+            "would lose all of its videos; set it to something finer"
+        )
+    only = set(labels) - {label for group, label in zip(groups, labels) if group in held_out}
+    if only:
+        logger.warning(
+            "%d classes are in a single group, or share theirs, and so in no validation clip: %s%s",
+            len(only),
+            ", ".join(sorted(only)[:10]),
+            ", ..." if len(only) > 10 else "",
+        )
+    return ["val" if group in held_out else "train" for group in groups]
 
 
 def _check_missing(rows: pd.DataFrame, config: DataConfig, root: Path) -> None:

@@ -37,11 +37,13 @@ missing, and the annotation file and row it is from (empty and 0: found on disk)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One video before extraction. `path` is relative to the data root, with forward slashes."""
+    """One video before extraction. `path` is relative to the data root, with forward slashes; `group` is
+    empty without `data.group`."""
 
     path: str
     label: str
     split: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Found:
-    """What a layout read, unchecked but for its own format. `classes`: null where it has no order."""
+    """What a layout read, unchecked but for its own format. `classes`: null where it has no order.
+    `groups`: of each row, where `data.group` is a column."""
 
     rows: list[Row]
     classes: tuple[str, ...] | None = None
+    groups: list[str] | None = None
 
 
 def fail(message: str) -> VidpipeError:

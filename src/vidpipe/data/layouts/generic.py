@@ -6,6 +6,7 @@ import os.path
 from pathlib import Path
 
 from vidpipe.data.config import DataConfig
+from vidpipe.data.group_pattern import is_pattern
 from vidpipe.data.layouts.common import (
     Found,
     fail,
@@ -39,12 +40,24 @@ def table(root: Path, config: DataConfig) -> Found:
     conditions = sorted({column for rule in config.keep.values() for column in rule})
     hint = "; see data.columns and data.keep"
     need_columns(rows, [names.path, names.label, *conditions], source, hint)
-    empty = ((rows[names.path] == "") | (rows[names.label] == "")).to_numpy()
-    if empty.any():
-        raise fail(
-            f"{source}: row {rows.index[int(empty.argmax())]} has no path or no label: "
-            f"{shown(rows.iloc[int(empty.argmax())].to_dict())}"
+    group = None if config.group is None or is_pattern(config.group) else config.group
+    if group is not None:
+        need_columns(
+            rows,
+            [group],
+            source,
+            "; data.group is a column, or a pattern with {braces} such as */{*}_*",
         )
+    needed = {"path or no label": [names.path, names.label]}
+    if group is not None:
+        needed[f"{group} (data.group)"] = [group]
+    for what, columns in needed.items():
+        empty = (rows[columns] == "").any(axis=1).to_numpy()
+        if empty.any():
+            raise fail(
+                f"{source}: row {rows.index[int(empty.argmax())]} has no {what}: "
+                f"{shown(rows.iloc[int(empty.argmax())].to_dict())}"
+            )
     if names.split in rows.columns:
         split = rows[names.split].str.lower().map(SPLITS)
         if split.isna().any():
@@ -76,5 +89,6 @@ def table(root: Path, config: DataConfig) -> Found:
             for path, label, split, absent, row in zip(
                 paths, rows[names.label].tolist(), splits, missing, rows.index.tolist(), strict=True
             )
-        ]
+        ],
+        groups=None if group is None else rows[group].tolist(),
     )
