@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -68,8 +69,16 @@ def run(pattern: str, as_json: bool) -> None:
     for row in refused[:SHOWN]:
         screen.print(f"refused: {row.reason}")
     if len(refused) > SHOWN:
-        screen.print(f"... and {len(refused) - SHOWN} more; a narrower pattern or --json has them")
+        screen.print(f"... and {len(refused) - SHOWN} more; a narrower pattern or --json has them:")
+        for reason, count in Counter(map(reason_alone, refused)).most_common():
+            screen.print(f"{count:5} {reason}")
     screen.print(f"{len(found) - len(refused)} load, {len(refused)} are refused")
+
+
+def reason_alone(row: Row) -> str:
+    """Why it is refused, without its name and the nearest that works: the same for a family."""
+    name = row.name.removeprefix(OPEN_CLIP)
+    return str(row.reason).partition(name)[2].partition("; ")[0].strip()
 
 
 def rows(pattern: str) -> list[Row]:

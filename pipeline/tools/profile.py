@@ -21,11 +21,9 @@ from vidpipe.profile import cost, memory, modules
 def run(params: Params, method: str, classes: int, as_json: bool) -> None:
     """Print parameters by module, GMACs and memory of `method`; nothing is loaded or computed."""
     size, frames = params.transform.size, params.sampling.num_frames
-    # open_clip's towers set their weights by value, which needs memory for a moment.
-    with torch.device("cpu" if params.backbone.source == "open_clip" else "meta"):
-        backbone = architecture(params.backbone, size)
     with torch.device("meta"):
-        model = build_method(method, backbone.to("meta"), classes, frames, params.method(method))
+        backbone = architecture(params.backbone, size)
+        model = build_method(method, backbone, classes, frames, params.method(method))
         counted, needed = cost(model, size), memory(model, size)
     views = params.evaluate.temporal_clips * params.evaluate.spatial_crops
     result: dict[str, Any] = {

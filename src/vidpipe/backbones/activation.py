@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm.layers
 import torch
-from timm.models import VisionTransformer
+from timm.models import SwinTransformer, VisionTransformer
 from torch import Tensor
 
 from vidpipe.backbones.ops import blocks_of
+from vidpipe.backbones.swin import ImageModel, blocks_of_stage, stages_of
 
 
 class QuickGELU(timm.layers.QuickGELU):
@@ -43,3 +44,9 @@ def keep_less(vit: VisionTransformer) -> None:
     for block in blocks_of(vit):
         if type(block.mlp.act) is timm.layers.QuickGELU:
             block.mlp.act = QuickGELU()
+
+
+def activation_of(vit: ImageModel) -> str:
+    """Of its MLPs, by timm's name in small letters, such as `quickgelu`."""
+    blocks = blocks_of_stage(stages_of(vit)[0]) if isinstance(vit, SwinTransformer) else vit.blocks
+    return type(cast(Any, blocks[0]).mlp.act).__name__.lower()

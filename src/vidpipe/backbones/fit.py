@@ -2,34 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from timm.models import SwinTransformer, swin_transformer
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor
 
+from vidpipe.backbones.activation import activation_of
+from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.swin import ImageModel
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import refuse_mismatch, refuse_not_finite
 
+KINDS = {
+    "an adapter of vidpipe": r"^(adapters|updates|differences)\.",
+    "a whole video model (see `vidpipe import-checkpoint`)": r"^(backbone|cls_head)\.",
+    "a ResNet": r"^layer1\.\d",
+    "a Swin V2": r"^layers\.\d+\.blocks\.\d+\.attn\.cpb_mlp",
+    "a Swin": r"^layers\.\d+\.blocks\.",
+    "a ConvNeXt, FastViT or other model in stages": r"^stages\.\d",
+    "a model of Hugging Face's transformers": r"(^|\.)encoder\.layers?\.\d",
+    "an open_clip model": r"^visual\.",
+    "a text tower": r"^(text|token_embedding)\.",
+    "a BEiT": r"^(rel_pos_bias|blocks\.0\.attn\.relative_position)",
+    "an Eva": r"^(rope|blocks\.0\.(attn\.(q_proj|q_bias|rope)|gamma_1))",
+    "a plain ViT": r"^blocks\.0\.",
+}
+"""Families of models by what a name of their tensors is like; the first that is found holds."""
+
+
+def kind_of(names: Iterable[str]) -> str | None:
+    """What the model is whose tensors have these names, in words; None: not known."""
+    text = "\n".join(names)
+    return next((kind for kind, own in KINDS.items() if re.search(own, text, re.MULTILINE)), None)
+
+
+def refuse_other_model(config: BackboneConfig, vit: ImageModel, header: Mapping[str, str]) -> None:
+    """Compare what the weights file says of itself (where it does) with what was asked for."""
+    name = config.name.partition(".")[0]
+    for what, own in (("architecture", name), ("activation", activation_of(vit))):
+        if header.get(what, own) != own:
+            raise VidpipeError(
+                f"backbone.weights: {config.weights} is for {what} {header[what]}, but "
+                f"backbone.name {name} has {own}"
+            )
+
 
 def fit_state(vit: ImageModel, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` into `vit`, resizing the position grid; refuse anything missing or left over."""
+    """Load `state` into `vit`, resizing the position grid; refuse anything missing or left over, and
+    weights of another family by its name."""
     if odd := [name for name, tensor in state.items() if tensor.is_complex()]:
         raise VidpipeError(f"{source}: {odd[0]} is complex; expected real weights")
-    given = {k: v.float() for k, v in state.items()}
+    own = vit.state_dict()
+    try:
+        _refuse_other_patches(source, own, state)
+        fitted = _resized(vit, {k: v.float() for k, v in state.items()})
+        refuse_mismatch(source, own, fitted)
+    except (VidpipeError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        holds, wants = kind_of(state), kind_of(own)
+        if None not in (holds, wants) and holds != wants:
+            raise VidpipeError(
+                f"{source}: weights do not fit the model; they are those of {holds}, and the backbone "
+                f"is {wants}"
+            ) from None
+        if isinstance(error, VidpipeError):
+            raise
+        reason = str(error).splitlines()[0]  # such as a bias table of a block that is not there
+        raise VidpipeError(f"{source}: weights do not fit the model; {reason}") from None
+    refuse_not_finite(source, fitted)
+    vit.load_state_dict(fitted)
+
+
+def _refuse_other_patches(
+    source: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
+    """timm would resample them, and a model of other patches is another model."""
+    name = "patch_embed.proj.weight"
+    if name in state and name in own and state[name].shape[2:] != own[name].shape[2:]:
+        theirs, ours = (" x ".join(map(str, tensors[name].shape[2:])) for tensors in (state, own))
+        raise VidpipeError(
+            f"{source}: weights do not fit the model; they are for patches of {theirs} pixels, and the "
+            f"backbone's have {ours}"
+        )
+
+
+def _resized(vit: ImageModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` at the model's size, without what is no part of the features."""
     if isinstance(vit, SwinTransformer):
-        try:
-            fitted = swin_transformer.checkpoint_filter_fn(given, vit)
-        except (AttributeError, RuntimeError) as error:  # a bias table of a block that is not there
-            reason = str(error).splitlines()[0]
-            raise VidpipeError(f"{source}: weights do not fit the model; {reason}") from None
+        fitted = swin_transformer.checkpoint_filter_fn(state, vit)
     else:
-        fitted = checkpoint_filter_fn(given, vit, interpolation="bicubic", antialias=False)
+        fitted = checkpoint_filter_fn(state, vit, interpolation="bicubic", antialias=False)
     # A classifier or projection on top of the features is not part of the frozen backbone.
     fitted = {k: v for k, v in fitted.items() if not k.startswith(("head.", "head_dist."))}
     if "mask_token" in fitted and not hasattr(vit, "mask_token"):
         fitted.pop("mask_token")  # DINOv2's training token; never used at inference
-    refuse_mismatch(source, vit.state_dict(), fitted)
-    refuse_not_finite(source, fitted)
-    vit.load_state_dict(fitted)
+    return fitted

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import timm
 
-from vidpipe.backbones.openclip import POOLINGS, text_needs_transformers
 from vidpipe.backbones.still import ARCHITECTURE
 
 TIMM_FILES = ("vision_transformer", "vision_transformer_hybrid", "deit", "swin_transformer")
@@ -20,6 +19,10 @@ OTHER_BLOCKS = (
     *("vit_dwee_*", "vit_dlittle_*"),
 )
 """Patterns of those among them whose blocks or attention `view.refusal` refuses: a test builds all."""
+POOLINGS: dict[str, Literal["token", "avg"]] = {"tok": "token", "avg": "avg"}
+"""open_clip's poolings of its own ViT, by timm's names."""
+OWN_POOLS = ("abs_attn", "rot_attn")
+"""open_clip's poolings behind a timm model, which are no part of it."""
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
@@ -56,22 +59,32 @@ def nearest_that_loads(name: str) -> str:
     return f"nearest that works is {get_close_matches(name, _of_timm(), n=1, cutoff=0)[0]}"
 
 
+def nearest_tower(name: str) -> str:
+    """`nearest_that_loads` among the image towers of open_clip."""
+    names = [own.removeprefix("open_clip:") for own in open_clip_names()]
+    return f"nearest that works is {get_close_matches(name, names, n=1, cutoff=0)[0]}"
+
+
 def open_clip_names() -> list[str]:
     import open_clip
 
     cards = {name: open_clip.get_model_config(name) for name in open_clip.list_models()}
+    plain = set(_of_timm())
     return [
         f"open_clip:{name}"
         for name, card in sorted(cards.items())
-        if is_plain_tower(card["vision_cfg"]) and not text_needs_transformers(card)
+        if _tower_loads(card["vision_cfg"], plain)
     ]
 
 
-def is_plain_tower(vision: Mapping[str, Any]) -> bool:
-    """Whether `openclip.tower_to_timm` takes the tower of this configuration."""
+def _tower_loads(vision: Mapping[str, Any], plain: set[str]) -> bool:
+    """Whether `openclip.tower_to_timm` takes the tower of this configuration; `plain`: timm's models
+    that load."""
+    if "timm_model_name" in vision:
+        own_pool = vision.get("timm_pool") in OWN_POOLS
+        return vision["timm_model_name"].partition(".")[0] in plain and not own_pool
     return (
-        "timm_model_name" not in vision
-        and isinstance(vision["layers"], int)
+        isinstance(vision["layers"], int)
         and not vision.get("attentional_pool")
         and vision.get("pool_type", "tok") in POOLINGS
     )

@@ -1,29 +1,31 @@
-"""An open_clip image tower becomes the internal timm ViT with equal token features.
+"""An open_clip image tower becomes a timm model with equal features.
 
-The projection into the text space is dropped: methods start from the tower's own features.
+CLIP's own ViT is rebuilt as timm's; of a tower on a timm model (SigLIP, ...) that model, the trunk, is
+taken. The projection into the text space is dropped: methods start from the feature before it.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from timm.models import VisionTransformer
+from timm.models import SwinTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.config import RANDOM, BackboneConfig
-from vidpipe.backbones.fit import fit_state
+from vidpipe.backbones.fit import fit_state, refuse_other_model
+from vidpipe.backbones.listing import POOLINGS, nearest_tower
+from vidpipe.backbones.swin import ImageModel
+from vidpipe.backbones.view import refusal
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights
-
-POOLINGS: dict[str, Literal["token", "avg"]] = {"tok": "token", "avg": "avg"}
-"""open_clip's poolings of a tower, by timm's names."""
 
 # CLIP's names (open_clip and OpenAI) -> timm's, applied in order.
 _CLIP_TO_TIMM = [
@@ -56,30 +58,70 @@ def as_tokens(tensor: Tensor) -> Tensor:
 
 def tower_to_timm(
     tower: nn.Module, name: str, img_size: int
-) -> tuple[VisionTransformer, dict[str, Tensor]]:
-    """`open_clip.transformer.VisionTransformer` -> (untrained timm ViT, its state by timm names).
+) -> tuple[ImageModel, dict[str, Tensor]]:
+    """The image tower of an open_clip model -> (untrained timm model, the tower's state by its names).
 
-    The state's position grid has the tower's own size. Raises VidpipeError for towers whose
-    features are neither a class token nor a mean of patches, or whose blocks are not CLIP's.
+    The state's position grid has the tower's own size. Raises VidpipeError, with the nearest model that
+    works, for towers whose feature cannot be promised, and where `img_size` does not fit.
     """
+    if (reason := tower_refusal(tower)) is not None:
+        raise VidpipeError(f"backbone.name: open_clip {name} {reason}; {nearest_tower(name)}")
+    own = cast(Any, tower)
+    patch = own.trunk.patch_embed.patch_size[0] if hasattr(own, "trunk") else own.patch_size[0]
+    if img_size < patch:
+        raise VidpipeError(
+            f"transform.size: {img_size} is less than one patch of open_clip {name}, {patch}"
+        )
+    if hasattr(own, "trunk"):
+        return _trunk_of(own, name, img_size)
+    return _clip_to_timm(own, img_size)
+
+
+def tower_refusal(tower: nn.Module) -> str | None:
+    """Why methods cannot promise the features of `tower`, a phrase after its name; None: they can."""
+    import open_clip.transformer as zoo
+    from open_clip.timm_model import TimmModel
+
+    if isinstance(tower, TimmModel):
+        if hasattr(tower.head, "pool"):
+            return f"pools by {type(tower.head.pool).__name__} of its own"
+        return None if isinstance(tower.trunk, SwinTransformer) else refusal(tower.trunk)
+    if not isinstance(tower, zoo.VisionTransformer):
+        return f"has a {type(tower).__name__} image tower, not a ViT"
+    if tower.attn_pool is not None:
+        return f"has attention pooling to {tower.output_dim} channels"
+    if tower.pool_type not in POOLINGS:
+        return f"has {tower.pool_type!r} pooling"
+    kinds = {type(block) for block in tower.transformer.resblocks} - {zoo.ResidualAttentionBlock}
+    return f"has {kinds.pop().__name__} blocks" if kinds else None
+
+
+def _trunk_of(tower: Any, name: str, img_size: int) -> tuple[ImageModel, dict[str, Tensor]]:
+    """The timm model that the tower stands on, with the tower's pooling and without a projection, which
+    is either the trunk's classifier or a layer of the tower's own."""
+    trunk = tower.trunk
+    state = _without_head(trunk.state_dict())
+    trunk.reset_classifier(0)
+    try:
+        trunk.set_input_size(img_size=(img_size, img_size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise VidpipeError(
+            f"backbone: open_clip {name} at transform.size {img_size}: {reason}"
+        ) from error
+    return trunk, state
+
+
+def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A trunk's tensors without its classifier, which projects into the text space."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+
+
+def _clip_to_timm(tower: Any, img_size: int) -> tuple[VisionTransformer, dict[str, Tensor]]:
     import open_clip.transformer as zoo
 
-    def refuse(what: str) -> VidpipeError:
-        return VidpipeError(
-            f"backbone.name: open_clip {name} has {what}, which is not supported; choose a plain "
-            "CLIP ViT such as ViT-B-16"
-        )
-
-    if not isinstance(tower, zoo.VisionTransformer):
-        raise refuse(f"a {type(tower).__name__} image tower")
-    if tower.attn_pool is not None:
-        raise refuse("attention pooling")
-    if tower.pool_type not in POOLINGS:
-        raise refuse(f"{tower.pool_type!r} pooling")
     blocks = list(tower.transformer.resblocks)
-    block = cast(Any, blocks[0])
-    if type(block) is not zoo.ResidualAttentionBlock:
-        raise refuse(f"{type(block).__name__} blocks")
+    block = blocks[0]
     state = {timm_name(k): v for k, v in tower.state_dict().items() if k != "proj"}
     for key in ("cls_token", "pos_embed"):
         state[key] = as_tokens(state[key])
@@ -107,9 +149,9 @@ def tower_to_timm(
     return vit, _with_final_norm_of(vit, state)
 
 
-def _with_final_norm_of(vit: VisionTransformer, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_final_norm_of(vit: ImageModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with CLIP's one final norm where `vit` has it."""
-    if isinstance(vit.fc_norm, nn.Identity):
+    if isinstance(getattr(vit, "fc_norm", nn.Identity()), nn.Identity):
         return state
     return {re.sub(r"^norm\.", "fc_norm.", name): tensor for name, tensor in state.items()}
 
@@ -124,31 +166,53 @@ def _activation(module: nn.Module) -> Callable[[], nn.Module]:
     return partial(copy.deepcopy, module)
 
 
-def create_tower(config: BackboneConfig, tag: str | None) -> Any:
-    """open_clip's model of `config.name`, with the weights of `tag` or random ones."""
+def create_tower(config: BackboneConfig, tag: str | None) -> nn.Module:
+    """The image tower of `config.name`, with the weights of `tag`, or random ones, for which the text
+    half is not built. Raises VidpipeError for an unknown name or tag, or weights that cannot be had."""
     _refuse_unknown(config.name)
     import open_clip
+    from open_clip.model import _build_vision_tower
 
-    if text_needs_transformers(open_clip.get_model_config(config.name)):
+    card = cast(dict[str, Any], open_clip.get_model_config(config.name))
+    if tag is None:
+        width, quick_gelu = card["embed_dim"], card.get("quick_gelu", False)
+        return cast(nn.Module, _build_vision_tower(width, card["vision_cfg"], quick_gelu))
+    return cast(nn.Module, create_whole(config.name, tag).visual)
+
+
+def create_whole(name: str, tag: str | None) -> Any:
+    """open_clip's model `name`, both halves, with the weights of `tag`, or random ones.
+
+    Raises VidpipeError for an unknown tag or one of another activation, a text half that needs another
+    package, and where open_clip cannot load it.
+    """
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    card = cast(dict[str, Any], open_clip.get_model_config(name))
+    if "hf_model_name" in card.get("text_cfg", {}):
         raise VidpipeError(
-            f"backbone.name: open_clip {config.name} has a text tower of Hugging Face's transformers, "
-            "without which open_clip does not build it; choose a plain CLIP ViT such as ViT-B-16"
+            f"backbone.name: open_clip {name} has a text tower of Hugging Face's transformers, without "
+            "which open_clip does not load it from a hub; name a local file of its weights"
         )
+    if tag is not None:
+        if not (own := get_pretrained_cfg(name, tag)):
+            tags = list_pretrained_tags_by_model(name)
+            raise VidpipeError(f"backbone.weights: open_clip needs a tag, hub:<one of {tags}>")
+        quick = bool(own.get("quick_gelu"))
+        if quick != bool(card.get("quick_gelu")):
+            trained, has = ("quickgelu", "gelu") if quick else ("gelu", "quickgelu")
+            raise VidpipeError(
+                f"backbone.weights: hub:{tag} is for activation {trained}, but open_clip {name} has "
+                f"{has}; {nearest_tower(name + '-quickgelu' if quick else name[:-10])}"
+            )
     try:
-        return open_clip.create_model(
-            config.name, pretrained=tag, device=torch.get_default_device()
-        )
+        return open_clip.create_model(name, pretrained=tag, device=torch.get_default_device())
     except Exception as error:  # hub clients and open_clip raise many kinds
         raise VidpipeError(
-            f"backbone.weights: open_clip {config.name} {tag} could not be loaded "
+            f"backbone.weights: open_clip {name} {tag} could not be loaded "
             f"({type(error).__name__}); name a local weights file instead"
         ) from error
-
-
-def text_needs_transformers(card: Mapping[str, Any]) -> bool:
-    """Whether open_clip builds a model's text tower by a package that vidpipe does not bring, from files
-    of a hub; `card` is the model's configuration."""
-    return "hf_model_name" in card.get("text_cfg", {})
 
 
 def image_size(config: BackboneConfig) -> int:
@@ -176,33 +240,68 @@ def _refuse_unknown(name: str) -> None:
 
 def load_open_clip(
     config: BackboneConfig, img_size: int
-) -> tuple[VisionTransformer, Mapping[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-    """(ViT with weights, its state as stored, mean, std), from a local file, a pretrained tag, or
-    random."""
-    from open_clip import list_pretrained_tags_by_model
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-
+) -> tuple[ImageModel, Mapping[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+    """(timm model with weights, its state as stored, mean, std), from a local file, a pretrained tag,
+    or random."""
     tag = config.hub_tag
-    if tag == "":
-        tags = list_pretrained_tags_by_model(config.name)
-        raise VidpipeError(f"backbone.weights: open_clip needs a tag, hub:<one of {tags}>")
-    tower = create_tower(config, tag).visual
-    mean = tuple(getattr(tower, "image_mean", None) or OPENAI_DATASET_MEAN)
-    std = tuple(getattr(tower, "image_std", None) or OPENAI_DATASET_STD)
+    with torch.device("meta"):  # what is refused may be large
+        tower_to_timm(create_tower(config, None), config.name, img_size)
+    tower = create_tower(config, tag)
     vit, state = tower_to_timm(tower, config.name, img_size)
+    header: Mapping[str, str] = {}
     if tag is None and config.weights != RANDOM:
-        state = _with_final_norm_of(vit, _local_tower(Path(config.weights)))
+        local, header = _local_tower(Path(config.weights))
+        refuse_other_model(config, vit, header)
+        state = _with_final_norm_of(vit, local)
+    mean, std = normalisation(config.name, tag, header)
     fit_state(vit, state, config.weights)
     return vit, state, mean, std
 
 
-def _local_tower(path: Path) -> dict[str, Tensor]:
-    """The image tower of a saved open_clip model (text tower and projection left out)."""
-    raw, _ = read_weights(path)
+def normalisation(
+    name: str, tag: str | None, header: Mapping[str, str]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of the input that the weights expect: those of `tag`; of a file, those of its header,
+    or what all tags of the name agree in. Where they do not, OpenAI's, which a warning says."""
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    if {"mean", "std"} <= header.keys():
+        try:
+            mean, std = (tuple(map(float, header[key].split(","))) for key in ("mean", "std"))
+        except ValueError:
+            raise VidpipeError(
+                f"open_clip {name}: mean and std in the file's header are no numbers"
+            ) from None
+        return mean, std
+    found: dict[tuple[tuple[float, ...], ...], list[str]] = {}
+    for own in list_pretrained_tags_by_model(name) if tag is None else [tag]:
+        card = get_pretrained_cfg(name, own)
+        key = tuple(tuple(card.get(k) or ()) for k in ("mean", "std"))
+        found.setdefault(key, []).append(own)
+    openai = tuple(OPENAI_DATASET_MEAN), tuple(OPENAI_DATASET_STD)
+    if len(found) > 1:
+        rare = min(found, key=lambda key: len(found[key]))
+        warnings.warn(
+            f"open_clip {name}: its weights {', '.join(found[rare])} expect another mean and std than "
+            "the others, and the file does not say what it is; OpenAI's are assumed",
+            stacklevel=3,
+        )
+        return openai
+    (mean, std) = next(iter(found), ((), ()))
+    return mean or openai[0], std or openai[1]
+
+
+def _local_tower(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(image tower, header) of a saved open_clip model, whole or the tower alone, by timm's names."""
+    raw, header = read_weights(path)
     raw = {name.removeprefix("module."): tensor for name, tensor in raw.items()}
-    if any(name.startswith("visual.") for name in raw):
-        raw = {n.removeprefix("visual."): t for n, t in raw.items() if n.startswith("visual.")}
+    for part in ("visual.", "trunk."):
+        if any(name.startswith(part) for name in raw):
+            raw = {n.removeprefix(part): t for n, t in raw.items() if n.startswith(part)}
+            if part == "trunk.":
+                raw = _without_head(raw)
     state = {timm_name(name): tensor for name, tensor in raw.items() if name != "proj"}
     for key in state.keys() & {"cls_token", "pos_embed"}:
         state[key] = as_tokens(state[key])
-    return state
+    return state, header

@@ -18,14 +18,14 @@ from typing import Any, cast
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import SwinTransformer, VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
+from vidpipe.backbones.activation import activation_of
 from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig
-from vidpipe.backbones.fit import fit_state
+from vidpipe.backbones.fit import fit_state, refuse_other_model
 from vidpipe.backbones.listing import TIMM_FILES, nearest_that_loads
-from vidpipe.backbones.swin import ImageModel, blocks_of_stage, stages_of
+from vidpipe.backbones.swin import ImageModel
 from vidpipe.backbones.view import refusal
 from vidpipe.config.identity import deciding
 from vidpipe.errors import VidpipeError
@@ -81,7 +81,7 @@ def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
             state = vit.state_dict()
         else:
             state, header = read_weights(Path(config.weights))
-            _refuse_other_model(config, vit, header)
+            refuse_other_model(config, vit, header)
             fit_state(vit, state, config.weights)
     return _frozen(vit, config, state, mean, std)
 
@@ -174,14 +174,8 @@ def architecture(config: BackboneConfig, img_size: int) -> ImageModel:
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import create_tower, tower_to_timm
 
-        return tower_to_timm(create_tower(config, None).visual, config.name, img_size)[0]
+        return tower_to_timm(create_tower(config, None), config.name, img_size)[0]
     return _create_timm(config, img_size, None)
-
-
-def activation_of(vit: ImageModel) -> str:
-    if isinstance(vit, SwinTransformer):
-        return type(blocks_of_stage(stages_of(vit)[0])[0].mlp.act).__name__.lower()
-    return type(cast(Block, vit.blocks[0]).mlp.act).__name__.lower()
 
 
 def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> ImageModel:
@@ -262,14 +256,3 @@ def _refuse_other_family(name: str) -> None:
 def _nearest(name: str) -> str:
     near = get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
     return f"; nearest is {near[0]}" if near else ""
-
-
-def _refuse_other_model(config: BackboneConfig, vit: ImageModel, header: Mapping[str, str]) -> None:
-    """Compare what the weights file says of itself (where it does) with what was asked for."""
-    name = config.name.partition(".")[0]
-    for what, own in (("architecture", name), ("activation", activation_of(vit))):
-        if header.get(what, own) != own:
-            raise VidpipeError(
-                f"backbone.weights: {config.weights} is for {what} {header[what]}, but "
-                f"backbone.name {name} has {own}"
-            )

@@ -63,7 +63,16 @@ def test_the_command_prints_a_table_or_json() -> None:
 
 
 def test_what_is_listed_loads() -> None:
-    """Towers whose text half needs another package were listed, and failed when they were built."""
+    """Also an image tower whose text half needs another package: from a file, that is not built."""
     found = rows("open_clip:*B*32*")
-    assert any("text tower of Hugging Face" in str(row.reason) for row in found)
     assert {row.name for row in found if row.loads} == set(list_backbones("open_clip:*B*32*"))
+    loads = {row.name: row.loads for row in found}
+    assert loads["open_clip:roberta-ViT-B-32"]
+    assert loads["open_clip:ViT-B-32-SigLIP2-256"]
+    assert not loads["open_clip:coca_ViT-B-32"]
+
+
+def test_many_refusals_are_counted_by_reason() -> None:
+    text = CliRunner().invoke(app, ["backbones", "open_clip:[cR]*[N_]*"]).output
+    assert "11 is a ConvNeXt, not a plain ViT or Swin" in text
+    assert "10 has a ModifiedResNet image tower, not a ViT" in text

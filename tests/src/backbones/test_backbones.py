@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from tiny import randomise, tiny_vit
 
 from vidpipe.backbones.activation import QuickGELU
 from vidpipe.backbones.config import BackboneConfig
-from vidpipe.backbones.fit import fit_state
-from vidpipe.backbones.openclip import tower_to_timm
 from vidpipe.backbones.zoo import activation_of, architecture, load_backbone
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS, build_method
@@ -102,76 +99,6 @@ def test_other_mistakes_are_one_line(weights: Path, tmp_path: Path) -> None:
     weights.write_bytes(b"nonsense")
     with pytest.raises(VidpipeError, match="cannot be read"):
         load(weights)
-
-
-def tower(**changes: object) -> torch.nn.Module:
-    from open_clip.transformer import LayerNorm, QuickGELU, VisionTransformer
-
-    options: dict = {
-        **{"image_size": 32, "patch_size": 8, "width": 64, "layers": 3, "heads": 4},
-        **{"mlp_ratio": 4.0, "output_dim": 32, "act_layer": QuickGELU, "norm_layer": LayerNorm},
-        **changes,
-    }
-    torch.manual_seed(0)
-    module = VisionTransformer(**options)
-    randomise(module)
-    return module.eval()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"act_layer": torch.nn.GELU},
-        {"ls_init_value": 0.3},
-        {"no_ln_pre": True},
-        {"patch_size": 16, "heads": 8, "mlp_ratio": 2.0},
-        {"act_layer": partial(torch.nn.GELU, approximate="tanh")},
-        {"pool_type": "avg"},
-        {"pool_type": "avg", "final_ln_after_pool": True},
-        {"final_ln_after_pool": True},
-    ],
-    ids=[
-        *("quickgelu", "gelu", "layerscale", "no_pre_norm", "sizes", "tanh"),
-        *("mean_of_normed", "norm_of_mean", "norm_of_class_token"),
-    ],
-)
-def test_an_open_clip_tower_keeps_its_features(options: dict) -> None:
-    clip = tower(**options)
-    vit, state = tower_to_timm(clip, "test", 32)
-    fit_state(vit, state, "test")
-    clip.proj = None
-    x = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(vit.eval()(x), clip(x), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"attentional_pool": True}, "attention pooling"),
-        ({"pool_type": "none"}, "'none' pooling"),
-        ({"qk_norm": True}, "CustomResidualAttentionBlock blocks"),
-    ],
-)
-def test_towers_that_cannot_be_adapted_are_refused(options: dict, message: str) -> None:
-    with pytest.raises(VidpipeError, match=f"open_clip test has {message}"):
-        tower_to_timm(tower(**options), "test", 32)
-
-
-def test_open_clip_by_name_from_a_local_file(tmp_path: Path) -> None:
-    import open_clip
-
-    model = open_clip.create_model("ViT-B-32-quickgelu")
-    path = tmp_path / "clip.safetensors"
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
-    config = BackboneConfig(source="open_clip", name="ViT-B-32-quickgelu", weights=str(path))
-    backbone = load_backbone(config, 224)
-    assert backbone.activation == "quickgelu"
-    model.visual.proj = None
-    x = torch.randn(1, 3, 224, 224)
-    torch.testing.assert_close(backbone.vit(x), model.visual.eval()(x), atol=1e-4, rtol=1e-4)
-    with pytest.raises(VidpipeError, match="nearest is ViT-B-32"):
-        load_backbone(config.model_copy(update={"name": "ViT-B-33"}), 224)
 
 
 def test_the_embedded_vit_fits_the_shipped_params() -> None:
