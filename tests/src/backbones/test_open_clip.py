@@ -266,7 +266,7 @@ def test_what_lies_in_the_file_of_another_family_is_said(clips: Path, tmp_path: 
     with pytest.raises(VidpipeError, match=r"for patches of 8 x 8 pixels, and .* have 16 x 16"):
         load_backbone(BackboneConfig(name="test_vit", weights=str(file)), 160)
     with pytest.raises(VidpipeError, match="missing keys: "):  # of its family, of another width
-        load_backbone(of("ViT-S-32", clips / "small-clip.safetensors"), 224)
+        load_backbone(of("ViT-S-16", clips / "small-clip.safetensors"), 224)
 
 
 def test_a_wrong_name_tag_or_activation_is_one_line(clips: Path, tmp_path: Path) -> None:
