@@ -15,12 +15,12 @@ import timm
 import torch
 from rich.table import Table
 from timm.models import SwinTransformer
+from torch import nn
 
 from pipeline.infra.console import output, progress
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.families import view_of
 from vidpipe.backbones.listing import list_backbones
-from vidpipe.backbones.swin import ImageModel
-from vidpipe.backbones.view import ViTView
 from vidpipe.backbones.zoo import architecture, default_size
 from vidpipe.errors import VidpipeError
 from vidpipe.profile import gmacs, parameters
@@ -135,15 +135,16 @@ def describe(name: str) -> Row:
     )
 
 
-def pooling(model: ImageModel) -> str:
+def pooling(model: nn.Module) -> str:
     """What the feature of a picture is made of, in words."""
     if isinstance(model, SwinTransformer):
         return "mean of patches"
-    if model.attn_pool is not None:
+    view = view_of(model)
+    if view.attn_pool is not None:
         return "attention (map)"
-    if ViTView(model).reads == "prefix":
+    if view.reads == "prefix":
         return "class token"
-    return f"{model.global_pool} of patches"
+    return f"{view.vit.global_pool} of patches"
 
 
 def _all_names(pattern: str) -> list[str]:

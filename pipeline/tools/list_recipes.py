@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import torch
 from rich.table import Table
-from timm.models import VisionTransformer
+from timm.models import SwinTransformer
+from torch import nn
 
 from pipeline.infra.console import output
 from pipeline.infra.recipes import Dataset, Recipe, list_recipes, load_recipe
 from vidpipe.backbones.config import BackboneConfig
-from vidpipe.backbones.swin import ImageModel
 from vidpipe.backbones.zoo import architecture
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.evaluation.config import EvaluateConfig
@@ -109,23 +109,23 @@ def costs(
         return Costs(tunable, tunable - parameters(model.head), products, norms, step)
 
     whole = _image_model(backbone, size, None)
-    if every_block or not isinstance(whole, VisionTransformer) or not _uniform(config):
+    if every_block or isinstance(whole, SwinTransformer) or not _uniform(config):
         return measure(None)
     # Neither the first, below which nothing is trained, so that parts of its backward pass fall away,
     # nor the last, of which the class token alone is read.
     two, three = astuple(measure(2)), astuple(measure(3))
-    rest = len(whole.blocks) - 2
+    rest = len(cast(Any, whole).blocks) - 2
     return Costs(*(a + rest * (b - a) for a, b in zip(two, three, strict=True)))
 
 
 @cache
-def _image_model(backbone: str, size: int, depth: int | None) -> ImageModel:
+def _image_model(backbone: str, size: int, depth: int | None) -> nn.Module:
     """The backbone on the meta device, cached: copy it before changing it. `depth`: only so many first
     blocks of a ViT."""
     if depth is None:
         with torch.device("meta"):
             return architecture(BackboneConfig.model_validate_json(backbone), size)
-    model = copy.copy(cast(VisionTransformer, _image_model(backbone, size, None)))
+    model: Any = copy.copy(_image_model(backbone, size, None))
     model._modules = {**model._modules, "blocks": model.blocks[:depth]}
     return model
 

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import timm
 import torch
 import yaml
 
-from vidpipe.backbones.swin import ImageModel
 from vidpipe.config.yaml_text import parse_yaml, read_yaml_file
 from vidpipe.methods.config import CONFIGS
 from vidpipe.methods.registry import build_method
@@ -56,7 +55,7 @@ def _costs(backbone: str, method: str, options: str, frames: int, classes: int) 
     with torch.device("meta"):
         image_model = timm.create_model(BACKBONES[backbone], num_classes=0)
         config = CONFIGS[method].model_validate(parse_yaml(options, "options"))
-        model = build_method(method, cast(ImageModel, image_model), classes, frames, config)
+        model = build_method(method, image_model, classes, frames, config)
         inference = model.merge() if model.not_mergeable is None else model
         products, norms = macs_by_kind(inference, SIZE)
         counted = cost_of(model, inference, (products + norms) / 1e9)

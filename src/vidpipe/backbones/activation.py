@@ -6,11 +6,10 @@ from typing import Any, cast
 
 import timm.layers
 import torch
-from timm.models import SwinTransformer, VisionTransformer
-from torch import Tensor
+from timm.models import SwinTransformer
+from torch import Tensor, nn
 
-from vidpipe.backbones.ops import blocks_of
-from vidpipe.backbones.swin import ImageModel, blocks_of_stage, stages_of
+from vidpipe.backbones.swin import blocks_of_stage, stages_of
 
 
 class QuickGELU(timm.layers.QuickGELU):
@@ -39,14 +38,14 @@ class _KeepsInput(torch.autograd.Function):
         return torch.ops.aten.silu_backward(gradient, 1.702 * ctx.saved_tensors[0])
 
 
-def keep_less(vit: VisionTransformer) -> None:
+def keep_less(vit: nn.Module) -> None:
     """Have each of timm's QuickGELUs replaced by ours."""
-    for block in blocks_of(vit):
+    for block in cast(Any, vit).blocks:
         if type(block.mlp.act) is timm.layers.QuickGELU:
             block.mlp.act = QuickGELU()
 
 
-def activation_of(vit: ImageModel) -> str:
+def activation_of(vit: Any) -> str:
     """Of its MLPs, by timm's name in small letters, such as `quickgelu`."""
     blocks = blocks_of_stage(stages_of(vit)[0]) if isinstance(vit, SwinTransformer) else vit.blocks
     return type(cast(Any, blocks[0]).mlp.act).__name__.lower()

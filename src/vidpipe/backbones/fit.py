@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from timm.models import SwinTransformer, swin_transformer
 from timm.models.vision_transformer import checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
 from vidpipe.backbones.config import BackboneConfig
-from vidpipe.backbones.swin import ImageModel
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import refuse_mismatch, refuse_not_finite
 
@@ -38,7 +37,7 @@ def kind_of(names: Iterable[str]) -> str | None:
     return next((kind for kind, own in KINDS.items() if re.search(own, text, re.MULTILINE)), None)
 
 
-def refuse_other_model(config: BackboneConfig, vit: ImageModel, header: Mapping[str, str]) -> None:
+def refuse_other_model(config: BackboneConfig, vit: nn.Module, header: Mapping[str, str]) -> None:
     """Compare what the weights file says of itself (where it does) with what was asked for."""
     name = config.name.partition(".")[0]
     for what, own in (("architecture", name), ("activation", activation_of(vit))):
@@ -49,7 +48,7 @@ def refuse_other_model(config: BackboneConfig, vit: ImageModel, header: Mapping[
             )
 
 
-def fit_state(vit: ImageModel, state: Mapping[str, Tensor], source: str) -> None:
+def fit_state(vit: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Load `state` into `vit`, resizing the position grid; refuse anything missing or left over, and
     weights of another family by its name."""
     if odd := [name for name, tensor in state.items() if tensor.is_complex()]:
@@ -87,12 +86,12 @@ def _refuse_other_patches(
         )
 
 
-def _resized(vit: ImageModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _resized(vit: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` at the model's size, without what is no part of the features."""
     if isinstance(vit, SwinTransformer):
         fitted = swin_transformer.checkpoint_filter_fn(state, vit)
     else:
-        fitted = checkpoint_filter_fn(state, vit, interpolation="bicubic", antialias=False)
+        fitted = checkpoint_filter_fn(state, cast(VisionTransformer, vit), interpolation="bicubic", antialias=False)
     # A classifier or projection on top of the features is not part of the frozen backbone.
     fitted = {k: v for k, v in fitted.items() if not k.startswith(("head.", "head_dist."))}
     if "mask_token" in fitted and not hasattr(vit, "mask_token"):

@@ -20,10 +20,9 @@ from timm.models import SwinTransformer, VisionTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.config import RANDOM, BackboneConfig
+from vidpipe.backbones.families import refusal
 from vidpipe.backbones.fit import fit_state, refuse_other_model
 from vidpipe.backbones.listing import POOLINGS, nearest_tower
-from vidpipe.backbones.swin import ImageModel
-from vidpipe.backbones.view import refusal
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights
 
@@ -58,7 +57,7 @@ def as_tokens(tensor: Tensor) -> Tensor:
 
 def tower_to_timm(
     tower: nn.Module, name: str, img_size: int
-) -> tuple[ImageModel, dict[str, Tensor]]:
+) -> tuple[nn.Module, dict[str, Tensor]]:
     """The image tower of an open_clip model -> (untrained timm model, the tower's state by its names).
 
     The state's position grid has the tower's own size. Raises VidpipeError, with the nearest model that
@@ -96,7 +95,7 @@ def tower_refusal(tower: nn.Module) -> str | None:
     return f"has {kinds.pop().__name__} blocks" if kinds else None
 
 
-def _trunk_of(tower: Any, name: str, img_size: int) -> tuple[ImageModel, dict[str, Tensor]]:
+def _trunk_of(tower: Any, name: str, img_size: int) -> tuple[nn.Module, dict[str, Tensor]]:
     """The timm model that the tower stands on, with the tower's pooling and without a projection, which
     is either the trunk's classifier or a layer of the tower's own."""
     trunk = tower.trunk
@@ -149,7 +148,7 @@ def _clip_to_timm(tower: Any, img_size: int) -> tuple[VisionTransformer, dict[st
     return vit, _with_final_norm_of(vit, state)
 
 
-def _with_final_norm_of(vit: ImageModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_final_norm_of(vit: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """`state` with CLIP's one final norm where `vit` has it."""
     if isinstance(getattr(vit, "fc_norm", nn.Identity()), nn.Identity):
         return state
@@ -240,7 +239,7 @@ def _refuse_unknown(name: str) -> None:
 
 def load_open_clip(
     config: BackboneConfig, img_size: int
-) -> tuple[ImageModel, Mapping[str, Tensor], tuple[float, ...], tuple[float, ...]]:
+) -> tuple[nn.Module, Mapping[str, Tensor], tuple[float, ...], tuple[float, ...]]:
     """(timm model with weights, its state as stored, mean, std), from a local file, a pretrained tag,
     or random."""
     tag = config.hub_tag

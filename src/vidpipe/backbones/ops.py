@@ -1,4 +1,4 @@
-"""The pieces of a timm ViT forward that methods recombine.
+"""Rearranging, projecting and shifting tokens: what the views of all ViTs and the methods share.
 
 Shape suffixes: B clips, T frames, N tokens, D width. `x` is always
 (B*T, N, D): frames are the batch, as in the image model.
@@ -6,24 +6,14 @@ Shape suffixes: B clips, T frames, N tokens, D width. `x` is always
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def fold_frames(video_BCTHW: Tensor) -> Tensor:
     """(B, 3, T, H, W) -> (B*T, 3, H, W)."""
     return video_BCTHW.transpose(1, 2).flatten(0, 1)
-
-
-def embed(vit: VisionTransformer, frames: Tensor) -> Tensor:
-    """Patch, class and position embedding of (B*T, 3, H, W) frames, before CLIP's `ln_pre`."""
-    return vit._pos_embed(vit.patch_embed(frames))
 
 
 def to_time(x: Tensor, num_frames: int) -> Tensor:
@@ -41,55 +31,19 @@ def to_space(x: Tensor, num_tokens: int) -> Tensor:
     return x.view(bn // num_tokens, num_tokens, t, d).transpose(1, 2).reshape(-1, num_tokens, d)
 
 
-def attend_heads(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over projected q, k, v, (B*T, N, D) with any number of queries, heads joined, before
-    the output projection."""
-
-    def heads(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-
-    out = F.scaled_dot_product_attention(
-        attn.q_norm(heads(q)), attn.k_norm(heads(k)), heads(v), scale=attn.scale
-    )
-    return cast(Tensor, attn.norm(out.transpose(1, 2).flatten(2)))
-
-
-def attend(attn: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`attend_heads`, and the output projection."""
-    return cast(Tensor, attn.proj(attend_heads(attn, q, k, v)))
-
-
 def project(
-    layer: nn.Linear, x: Tensor, queries: int | None = None
+    weight: Tensor, bias: Tensor | None, x: Tensor, queries: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A joint projection of (B*T, N, D) to q, k, v; q of the first `queries` tokens only (None: all)."""
     if queries is None:
-        q, k, v = layer(x).chunk(3, dim=-1)
+        q, k, v = F.linear(x, weight, bias).chunk(3, dim=-1)
         return q, k, v
-    width = layer.out_features // 3
-    q_weight, kv_weight = layer.weight.split([width, 2 * width])
-    q_bias, kv_bias = (None, None) if layer.bias is None else layer.bias.split([width, 2 * width])
+    width = len(weight) // 3
+    q_weight, kv_weight = weight.split([width, 2 * width])
+    q_bias, kv_bias = (None, None) if bias is None else bias.split([width, 2 * width])
     k, v = F.linear(x, kv_weight, kv_bias).chunk(2, dim=-1)
     # A copy of few tokens: a linear layer on a slice is a batched product, as in `to_time`.
     return F.linear(x[:, :queries].contiguous(), q_weight, q_bias), k, v
-
-
-def attend_from(attn: Attention, x: Tensor, queries: int | None = None) -> Tensor:
-    """Self-attention as seen from the first `queries` tokens (None: all): (B*T, queries, D).
-
-    Of all, it is timm's to the bit; its backward pass has one pass over q, k and v less.
-    """
-    return attend(attn, *project(attn.qkv, x, queries))
-
-
-def blocks_of(vit: VisionTransformer) -> list[Block]:
-    return [cast(Block, block) for block in vit.blocks]
-
-
-def overwrite_linear(layer: nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    """Replace a frozen linear layer's weight and bias (it may have had no bias), keeping its dtype."""
-    layer.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
-    layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
 
 
 Groups = tuple[tuple[int, int], ...]

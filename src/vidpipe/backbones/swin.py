@@ -13,19 +13,17 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
-from timm.models import SwinTransformer, VisionTransformer
+from timm.models import SwinTransformer
 from timm.models.swin_transformer import (
     SwinTransformerBlock,
     SwinTransformerStage,
-    WindowAttention,
     window_partition,
     window_reverse,
 )
 from torch import Tensor, nn
 
+from vidpipe.backbones.block import BlockView
 from vidpipe.backbones.ops import to_space, to_time
-
-ImageModel = VisionTransformer | SwinTransformer
 
 
 def stages_of(swin: SwinTransformer) -> list[SwinTransformerStage]:
@@ -40,63 +38,77 @@ def patch_embed_of(swin: SwinTransformer) -> PatchEmbed:
     return cast(PatchEmbed, swin.patch_embed)
 
 
-def to_windows(block: SwinTransformerBlock, x: Tensor) -> Tensor:
-    """(B*T, H, W, C) -> (B*T*windows, N, C): cyclic shift, zero padding to whole windows, cut."""
-    rows, columns = block.window_size
-    if any(block.shift_size):
-        x = x.roll((-block.shift_size[0], -block.shift_size[1]), (1, 2))
-    x = F.pad(x, (0, 0, 0, -x.shape[2] % columns, 0, -x.shape[1] % rows))
-    return window_partition(x, block.window_size).flatten(1, 2)
+class WindowView(BlockView):
+    """A Swin block: attention within windows. Tokens are (B*T, H, W, C), q, k and v those of windows."""
 
+    @property
+    def width(self) -> int:
+        """C of this block's stage."""
+        return cast(SwinTransformerBlock, self.module).dim
 
-def from_windows(block: SwinTransformerBlock, windows: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B*T*windows, N, C) -> (B*T, H, W, C) with `grid` (H, W): the inverse of `to_windows`."""
-    rows, columns = block.window_size
-    height, width = grid
-    x = window_reverse(
-        windows.unflatten(1, (rows, columns)),
-        block.window_size,
-        height + -height % rows,
-        width + -width % columns,
-    )[:, :height, :width]
-    return x.roll(block.shift_size, (1, 2)) if any(block.shift_size) else x
+    def __call__(self, x: Tensor, kept: int | None = None) -> Tensor:
+        return cast(Tensor, self.module(x))
 
+    def to_windows(self, x: Tensor) -> Tensor:
+        """(B*T, H, W, C) -> (B*T*windows, N, C): cyclic shift, zero padding to whole windows, cut."""
+        block = cast(SwinTransformerBlock, self.module)
+        rows, columns = block.window_size
+        if any(block.shift_size):
+            x = x.roll((-block.shift_size[0], -block.shift_size[1]), (1, 2))
+        x = F.pad(x, (0, 0, 0, -x.shape[2] % columns, 0, -x.shape[1] % rows))
+        return window_partition(x, block.window_size).flatten(1, 2)
 
-def attend_in_windows(block: SwinTransformerBlock, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Window attention over projected q, k, v, each (B*T*windows, N, C), with position bias and mask.
+    def from_windows(self, windows: Tensor, grid: tuple[int, int]) -> Tensor:
+        """(B*T*windows, N, C) -> (B*T, H, W, C) with `grid` (H, W): the inverse of `to_windows`."""
+        block = cast(SwinTransformerBlock, self.module)
+        rows, columns = block.window_size
+        height, width = grid
+        x = window_reverse(
+            windows.unflatten(1, (rows, columns)),
+            block.window_size,
+            height + -height % rows,
+            width + -width % columns,
+        )[:, :height, :width]
+        return x.roll(block.shift_size, (1, 2)) if any(block.shift_size) else x
 
-    Up to and including the output projection.
-    """
-    attn = block.attn
-    bias = attn._get_rel_pos_bias()  # (1, heads, N, N)
-    mask = cast(Tensor | None, block.attn_mask)
-    if mask is not None:  # (windows, N, N): hides from each other what the shift brought together
-        bias = bias + mask[:, None]
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Window attention over projected q, k, v, each (B*T*windows, N, C), with position bias and
+        mask, before the output projection."""
+        attn = self.attn
+        bias = attn._get_rel_pos_bias()  # (1, heads, N, N)
+        mask = cast(Tensor | None, cast(SwinTransformerBlock, self.module).attn_mask)
+        if (
+            mask is not None
+        ):  # (windows, N, N): hides from each other what the shift brought together
+            bias = bias + mask[:, None]
 
-    def heads(x: Tensor) -> Tensor:
-        x = x.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2)
-        return x.unflatten(0, (-1, bias.shape[0]))  # every frame's windows get the same biases
+        def heads(x: Tensor) -> Tensor:
+            # Every frame's windows get the same biases.
+            return self.heads(x).unflatten(0, (-1, bias.shape[0]))
 
-    out = F.scaled_dot_product_attention(
-        heads(q), heads(k), heads(v), attn_mask=bias.to(q.dtype), scale=attn.scale
-    )
-    return cast(Tensor, attn.proj(out.flatten(0, 1).transpose(1, 2).flatten(2)))
+        out = F.scaled_dot_product_attention(
+            heads(q), heads(k), heads(v), attn_mask=bias.to(q.dtype), scale=self.scale
+        )
+        return out.flatten(0, 1).transpose(1, 2).flatten(2)
 
+    def attention_in_windows(self, x: Tensor) -> Tensor:
+        """Normed tokens (B*T, H, W, C) -> same: timm's window attention."""
+        return cast(SwinTransformerBlock, self.module)._attn(x)
 
-def attend_over_time(attn: WindowAttention, x: Tensor, num_frames: int, table: Tensor) -> Tensor:
-    """Attention among the T tokens of each position, with `attn`'s projections. (B*T, H, W, C) -> same.
+    def attention_in_time(self, x: Tensor, num_frames: int, table: Tensor) -> Tensor:
+        """Attention among the T tokens of each position, (B*T, H, W, C) -> same.
 
-    `table` (2T-1, heads): the bias of frame i looking at frame j is row i - j + T - 1.
-    """
-    grid = x.shape[1:3]
-    x = to_time(x.flatten(1, 2), num_frames)
-    q, k, v = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    bias = table[time_distance(num_frames, table.device)].permute(2, 0, 1)
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias[None].to(q.dtype), scale=attn.scale
-    )
-    x = attn.proj(out.transpose(1, 2).flatten(2))
-    return to_space(x, grid.numel()).unflatten(1, grid)
+        `table` (2T-1, heads): the bias of frame i looking at frame j is row i - j + T - 1.
+        """
+        grid = x.shape[1:3]
+        x = to_time(x.flatten(1, 2), num_frames)
+        q, k, v = self.attn.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = table[time_distance(num_frames, table.device)].permute(2, 0, 1)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias[None].to(q.dtype), scale=self.scale
+        )
+        x = self.out(out.transpose(1, 2).flatten(2))
+        return to_space(x, grid.numel()).unflatten(1, grid)
 
 
 def time_distance(num_frames: int, device: torch.device | None = None) -> Tensor:

@@ -17,16 +17,15 @@ from typing import Any, cast
 
 import timm
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import SwinTransformer, VisionTransformer
+from timm.models import SwinTransformer
 from torch import Tensor, nn
 
 import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
 from vidpipe.backbones.activation import activation_of
 from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig
+from vidpipe.backbones.families import refusal
 from vidpipe.backbones.fit import fit_state, refuse_other_model
 from vidpipe.backbones.listing import TIMM_FILES, nearest_that_loads
-from vidpipe.backbones.swin import ImageModel
-from vidpipe.backbones.view import refusal
 from vidpipe.config.identity import deciding
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import read_weights, state_sha256
@@ -36,7 +35,7 @@ from vidpipe.weights import read_weights, state_sha256
 class Backbone:
     """A frozen image ViT or Swin and what must travel with its weights."""
 
-    vit: ImageModel
+    vit: nn.Module
     config: BackboneConfig
     sha256: str
     """Hash over the weight tensors as stored (names, types, shapes, bytes)."""
@@ -68,7 +67,7 @@ def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
             "state_dict as a .safetensors file and name that as the weights"
         )
     state: Mapping[str, Tensor]
-    vit: ImageModel
+    vit: nn.Module
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import load_open_clip
 
@@ -125,7 +124,7 @@ def copied_backbone(module: nn.Module, img_size: int | None) -> tuple[Backbone, 
     """
     card = dict(getattr(module, "pretrained_cfg", None) or {})
     name = str(card.get("architecture") or type(module).__name__)
-    vit = _supported(copy.deepcopy(module), name)
+    vit: Any = _supported(copy.deepcopy(module), name)
     vit.reset_classifier(0)
     grid = cast(Any, vit.patch_embed).img_size
     own_size = int(grid[0]) if grid is not None else int(card.get("input_size", (3, 224))[-1])
@@ -158,7 +157,7 @@ def default_size(config: BackboneConfig) -> int:
 
 
 def _frozen(
-    vit: ImageModel,
+    vit: nn.Module,
     config: BackboneConfig,
     state: Mapping[str, Tensor],
     mean: Sequence[float],
@@ -169,7 +168,7 @@ def _frozen(
     return Backbone(vit, config, sha256, activation_of(vit), tuple(mean), tuple(std))
 
 
-def architecture(config: BackboneConfig, img_size: int) -> ImageModel:
+def architecture(config: BackboneConfig, img_size: int) -> nn.Module:
     """The untrained model of `config`, whatever its weights."""
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import create_tower, tower_to_timm
@@ -178,7 +177,7 @@ def architecture(config: BackboneConfig, img_size: int) -> ImageModel:
     return _create_timm(config, img_size, None)
 
 
-def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> ImageModel:
+def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> nn.Module:
     name, _, own_tag = config.name.partition(".")
     _refuse_unknown(name)
     _refuse_other_family(name)
@@ -228,13 +227,13 @@ def _explained(name: str, img_size: int) -> Iterator[None]:
         raise VidpipeError(f"backbone: {name} at transform.size {img_size}: {error}") from error
 
 
-def _supported(model: nn.Module, name: str) -> ImageModel:
+def _supported(model: nn.Module, name: str) -> nn.Module:
     """`model`, where it is of a kind that methods can adapt. Raises VidpipeError otherwise."""
     if isinstance(model, SwinTransformer):
         return model
     if (reason := refusal(model)) is not None:
         raise VidpipeError(f"backbone.name: {name} {reason}; {nearest_that_loads(name)}")
-    return cast(VisionTransformer, model)
+    return model
 
 
 def _refuse_unknown(name: str) -> None:

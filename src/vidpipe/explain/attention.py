@@ -90,10 +90,10 @@ def attention_maps(model: VideoModel, clip: Tensor, block: int = -1) -> Attentio
         logits = model(clip)[0]
     if recorder.spatial is None:
         raise VidpipeError(
-            f"explain: saw no attention over patches in block {index} of {model.name}; is "
-            "TIMM_FUSED_ATTN=0 set?"
+            f"explain: saw no attention over patches in block {index} of {model.name}; expected "
+            "F.scaled_dot_product_attention"
         )
-    grid = cast(tuple[int, int], model.vit.patch_embed.grid_size)
+    grid = model.view.grid
     patches = grid[0] * grid[1]
     q, k, scale = recorder.spatial
     # The queries of the tokens that the feature is made of.
@@ -134,7 +134,7 @@ def block_index(model: VideoModel, block: int) -> int:
 def head_offsets(model: VideoModel, index: int) -> tuple[int | None, ...]:
     """dt of each head of block `index`; None where the channels of a head come from several frames."""
     channels = [dt for count, dt in model.key_offsets(index) for _ in range(count)]
-    heads: int = cast(Any, model.blocks[index].attn).num_heads
+    heads = model.blocks[index].num_heads
     width = len(channels) // heads
     own = [set(channels[h * width : (h + 1) * width]) for h in range(heads)]
     return tuple(next(iter(dts)) if len(dts) == 1 else None for dts in own)

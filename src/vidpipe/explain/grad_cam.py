@@ -32,9 +32,9 @@ def grad_cam(model: VideoModel, clip: Tensor, target: int, block: int = -1) -> T
     # Modules of its own around the same tensors: the model itself stays as it is.
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     tapped = copy.deepcopy(model, memo)
-    grid = cast(tuple[int, int], model.vit.patch_embed.grid_size)
+    grid = model.view.grid
     norm = _TappedNorm(tapped.blocks[index].norm1, clip.shape[2], grid, model.name)
-    tapped.blocks[index].norm1 = norm
+    tapped.blocks[index].module.norm1 = norm
     with torch.enable_grad():
         # Asked of the pixels, so that there is a graph where every weight before the tap is frozen.
         video = clip.detach().requires_grad_()

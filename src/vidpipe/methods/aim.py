@@ -12,12 +12,10 @@ from __future__ import annotations
 
 from typing import cast
 
-from timm.layers import Attention
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import attend_from, embed, to_space, to_time
+from vidpipe.backbones.block import BlockView
+from vidpipe.backbones.ops import to_space, to_time
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import AIMConfig, channels
 from vidpipe.methods.noise import ClipDropPath
@@ -67,7 +65,7 @@ class AIM(VideoModel):
     not_mergeable = "its adapters have a GELU, and it attends over time as well as over space"
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: AIMConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: AIMConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         self.order_blind = not config.temporal
@@ -90,31 +88,30 @@ class AIM(VideoModel):
         return not name.startswith(("vit.norm.", "vit.fc_norm."))
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
-        x = embed(self.vit, frames)
+        x = self.view.embed(frames)
         if self.config.temporal:
             x = self.temporal_embedding(x, num_frames)
-        return cast(Tensor, self.vit.norm_pre(x))
+        return self.view.norm_pre(x)
 
-    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+    def block(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
         if str(index) not in self.adapters:
             return super().block(index, block, x, num_frames)
         adapters = cast(BlockAdapters, self.adapters[str(index)])
         if self.config.temporal:
             tokens = x.shape[1]
             t = adapters.temporal_in(to_time(block.norm1(x), num_frames))
-            t = attend_from(cast(Attention, block.attn), t)
-            t = self.checkpointed(adapters.temporal, block.ls1(t))
+            t = self.checkpointed(adapters.temporal, block.scale1(block.attention_over_time(t)))
             x = adapters.temporal_drop_path(x, to_space(t, tokens))
         kept = self.tokens_needed(index)
-        space = attend_from(cast(Attention, block.attn), block.norm1(x), kept)
-        x = x[:, :kept] + self.checkpointed(adapters.spatial, block.ls1(space))
+        space = block.scale1(block.attention(block.norm1(x), kept))
+        x = x[:, :kept] + self.checkpointed(adapters.spatial, space)
         if not self.config.joint:
-            return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
+            return x + block.scale2(block.mlp(block.norm2(x)))
 
         def adapted(x: Tensor) -> tuple[Tensor, Tensor]:
             n = block.norm2(x)
             return n, adapters.mlp(n)
 
         n, joint = self.checkpointed(adapted, x)
-        x = x + block.ls2(block.mlp(n))
+        x = x + block.scale2(block.mlp(n))
         return cast(Tensor, adapters.mlp_drop_path(x, joint, self.config.scale))

@@ -15,14 +15,9 @@ from typing import cast
 import torch
 from timm.layers import trunc_normal_
 from timm.models import SwinTransformer
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from vidpipe.backbones.swin import (
-    attend_over_time,
-    blocks_of_stage,
-    stages_of,
-)
+from vidpipe.backbones.swin import WindowView
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.aim import AIM, Adapter
 from vidpipe.methods.config import AIMConfig, channels
@@ -57,13 +52,12 @@ class AIMSwin(TubeletModel):
         super().__init__(swin, num_classes, num_frames, config)
         rates = iter(torch.linspace(0, config.drop_path, len(self.blocks), device="cpu").tolist())
         self.adapters = nn.ModuleList(
-            SwinBlockAdapters(block.dim, config, next(rates), temporal=i % 2 == 0)
-            for stage in stages_of(self.swin)
-            for i, block in enumerate(blocks_of_stage(stage))
+            SwinBlockAdapters(block.width, config, next(rates), temporal=place % 2 == 0)
+            for block, place in zip(self.blocks, self.place_in_stage, strict=True)
         )
         self.temporal_bias = nn.ParameterDict(
             {
-                str(i): nn.Parameter(torch.empty(num_frames - 1, block.attn.num_heads))
+                str(i): nn.Parameter(torch.empty(num_frames - 1, block.num_heads))
                 for i, (block, own) in enumerate(zip(self.blocks, self.adapters, strict=True))
                 if cast(SwinBlockAdapters, own).temporal is not None
             }
@@ -81,15 +75,16 @@ class AIMSwin(TubeletModel):
         tables = {f"temporal_bias.{i}": p for i, p in self.temporal_bias.items()}
         return {**super().carried(), **tables}
 
-    def block(self, index: int, block: nn.Module, x: Tensor, num_frames: int) -> Tensor:
-        block = cast(SwinTransformerBlock, block)
+    def block(  # type: ignore[override]
+        self, index: int, block: WindowView, x: Tensor, num_frames: int
+    ) -> Tensor:
         adapters = cast(SwinBlockAdapters, self.adapters[index])
         if adapters.temporal is not None:
             table = self.temporal_bias[str(index)]
-            t = attend_over_time(block.attn, block.norm1(x), num_frames, table)
+            t = block.attention_in_time(block.norm1(x), num_frames, table)
             x = adapters.temporal_drop_path(x, adapters.temporal(t))
         # The authors adapt before the windows are put back together: token by token, so the same.
-        x = x + adapters.spatial(block._attn(block.norm1(x)))
+        x = x + adapters.spatial(block.attention_in_windows(block.norm1(x)))
         n = block.norm2(x)
         x = x + block.mlp(n)
         return cast(Tensor, adapters.mlp_drop_path(x, adapters.mlp(n), self.config.scale))

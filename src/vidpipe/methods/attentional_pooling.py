@@ -7,10 +7,9 @@ no positional embedding, so the frames' order cannot matter.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch.nn.functional as F
-from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vidpipe.methods.base import VideoModel
@@ -51,13 +50,13 @@ class AttentionalPooling(VideoModel):
 
     def __init__(
         self,
-        vit: VisionTransformer,
+        vit: nn.Module,
         num_classes: int,
         num_frames: int,
         config: AttentionalPoolingConfig,
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
-        self.pool = PoolingAttention(self.width, cast(Any, self.blocks[0].attn).num_heads)
+        self.pool = PoolingAttention(self.width, self.blocks[0].num_heads)
         self.declare(self.pool)
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:

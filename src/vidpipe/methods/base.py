@@ -10,15 +10,15 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
-from timm.layers import Attention
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
+from timm.models import SwinTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vidpipe.backbones.activation import keep_less
-from vidpipe.backbones.ops import attend_from, blocks_of, embed, fold_frames
-from vidpipe.backbones.view import ViTView
+from vidpipe.backbones.block import BlockView
+from vidpipe.backbones.families import view_of
+from vidpipe.backbones.ops import fold_frames
+from vidpipe.backbones.view import ImageView
 from vidpipe.backbones.zoo import Backbone
 from vidpipe.data.model_input import middle_view, to_input
 from vidpipe.errors import VidpipeError
@@ -34,7 +34,7 @@ class VideoModel(nn.Module):
 
     A subclass adds its modules, overrides `block` (what happens to the tokens in block i) and
     `declare`s what is trained; everything else stays frozen. Frame features are the image
-    model's own (`ViTView.pool`): of most the CLS token; clip features their mean over T.
+    model's own (`ImageView.pool`): of most the CLS token; clip features their mean over T.
     """
 
     name: ClassVar[str]
@@ -51,8 +51,10 @@ class VideoModel(nn.Module):
     reads_pooled_only: ClassVar[bool] = True
     """False where something after the last block, or within it, reads tokens that the image model's
     pooling does not."""
-    view: ViTView
-    """Of a plain ViT: its pooling. A Swin has none."""
+    vit: Any
+    """The image model, of whichever family; methods work on its `view`."""
+    view: ImageView
+    """How frames become tokens and tokens a feature, and the blocks' views. A Swin has none."""
     every_token: bool = False
     """Whether the last block computes every token, as the papers' code does and their GFLOPs say, or
     those that are read (`tokens_needed`)."""
@@ -65,16 +67,16 @@ class VideoModel(nn.Module):
     """Leading blocks under activation checkpointing: the backward pass runs them again."""
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: MethodConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: MethodConfig
     ) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False)
-        if isinstance(vit, VisionTransformer):  # a Swin has GELU
+        if not isinstance(vit, SwinTransformer):  # a Swin has GELU
             keep_less(vit)
-            self.view = ViTView(vit)
+            self.view = view_of(vit)
         self.num_frames = num_frames
         self.config = config
-        self.width: int = vit.num_features
+        self.width: int = self.vit.num_features
         self.clip_keys = Keys()
         self.head_dropout = ClipDropout(config.head_dropout)
         self.head = nn.Linear(self.width, num_classes)
@@ -83,9 +85,9 @@ class VideoModel(nn.Module):
 
     # -- what a method overrides ------------------------------------------------------------
 
-    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+    def block(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
         """Tokens (B*T, N, D) through block `index`; (B*T, `tokens_needed(index)`, D) come out."""
-        return self.plain_block(block, x, self.tokens_needed(index))
+        return block(x, self.tokens_needed(index))
 
     def tokens_needed(self, index: int) -> int | None:
         """Number of leading output tokens of block `index` that something reads; None: all.
@@ -97,10 +99,10 @@ class VideoModel(nn.Module):
         last = index == len(self.blocks) - 1
         if not last or self.every_token or not self.reads_pooled_only:
             return None
-        return self.vit.num_prefix_tokens if self.view.reads == "prefix" else None
+        return self.view.num_prefix_tokens if self.view.reads == "prefix" else None
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
-        return cast(Tensor, self.vit.norm_pre(embed(self.vit, frames)))
+        return self.view.norm_pre(self.view.embed(frames))
 
     def key_offsets(self, index: int) -> tuple[tuple[int, int], ...]:
         """((channels, dt), ...) covering the width: the keys of block `index` at frame t come from
@@ -116,7 +118,7 @@ class VideoModel(nn.Module):
         """Whether weight decay acts on the trained parameter `name`: as a rule on matrices and kernels,
         not on biases, norms, or the backbone's positions and class token. A method whose paper's code
         decays otherwise overrides this."""
-        spared = {f"vit.{own}" for own in cast(Any, self.vit).no_weight_decay()}
+        spared = {f"vit.{own}" for own in self.vit.no_weight_decay()}
         return parameter.ndim > 1 and name not in spared
 
     def merge(self) -> VideoModel:
@@ -129,12 +131,6 @@ class VideoModel(nn.Module):
             raise VidpipeError(f"{self.name} cannot be merged: {self.not_mergeable}")
 
     # -- what is common ---------------------------------------------------------------------
-
-    @staticmethod
-    def plain_block(block: Block, x: Tensor, kept: int | None) -> Tensor:
-        """The image model's block as it is; the first `kept` tokens of its output (None: all)."""
-        x = x[:, :kept] + block.ls1(attend_from(cast(Attention, block.attn), block.norm1(x), kept))
-        return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
 
     def forward(self, video: Tensor) -> Tensor:
         num_frames = video.shape[2]
@@ -174,12 +170,11 @@ class VideoModel(nn.Module):
         video = middle_view(frames, self.img_size).to(self.head.weight.device)
         return to_input(video, self.backbone.mean, self.backbone.std)
 
-    def run_block(self, index: int, block: nn.Module, x: Tensor, num_frames: int) -> Tensor:
+    def run_block(self, index: int, block: Any, x: Tensor, num_frames: int) -> Tensor:
         """`block`, recomputed in the backward pass where `recomputed` says so."""
-        through = cast(Block, block)
         if index < self.recomputed and self.training and torch.is_grad_enabled():
-            return checkpoint(self.block, index, through, x, num_frames, use_reentrant=False)
-        return self.block(index, through, x, num_frames)
+            return checkpoint(self.block, index, block, x, num_frames, use_reentrant=False)
+        return self.block(index, block, x, num_frames)
 
     def checkpointed(self, function: Callable[..., Any], *inputs: Tensor) -> Any:
         """`function(*inputs)` under activation checkpointing: the backward pass runs it again from its
@@ -201,8 +196,8 @@ class VideoModel(nn.Module):
         return -1 if name.startswith((*embedding, *tokens)) else None
 
     @property
-    def blocks(self) -> list[Block]:
-        return blocks_of(self.vit)
+    def blocks(self) -> list[BlockView]:
+        return self.view.blocks
 
     def chosen_blocks(self, blocks: tuple[int, ...] | None) -> tuple[int, ...]:
         """The option `blocks` (None: all), checked against this backbone's depth."""

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import attend, fold_frames
+from vidpipe.backbones.block import BlockView
+from vidpipe.backbones.ops import fold_frames
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.attentional_pooling import PoolingAttention
 from vidpipe.methods.base import VideoModel
@@ -43,18 +41,17 @@ class Features(NamedTuple):
 
 
 def adjacent_attention(
-    attn: Attention, q: Tensor, k: Tensor, num_frames: int, prefix: int
+    block: BlockView, q: Tensor, k: Tensor, num_frames: int, prefix: int
 ) -> tuple[Tensor, Tensor]:
     """`Features.backward` and `.forward` from a block's projected q, k (B*T, N, D): mean over heads."""
-
-    def heads(x: Tensor, norm: nn.Module) -> Tensor:
-        x_BTPHd = x[:, prefix:].unflatten(-1, (attn.num_heads, -1)).unflatten(0, (-1, num_frames))
-        return cast(Tensor, norm(x_BTPHd.transpose(2, 3)))
-
-    q, k = heads(q, attn.q_norm) * attn.scale, heads(k, attn.k_norm).transpose(-2, -1)
+    tokens = q.shape[1]
+    q, k = (x[:, :, prefix:].unflatten(0, (-1, num_frames)) for x in block.place(q, k))
+    bias = block.bias(tokens)
+    own = 0.0 if bias is None else bias[..., prefix:, prefix:]
+    q, k = q * block.scale, k.transpose(-2, -1)
     return (
-        (q[:, 1:] @ k[:, :-1]).softmax(-1).mean(2),
-        (q[:, :-1] @ k[:, 1:]).softmax(-1).mean(2),
+        (q[:, 1:] @ k[:, :-1] + own).softmax(-1).mean(2),
+        (q[:, :-1] @ k[:, 1:] + own).softmax(-1).mean(2),
     )
 
 
@@ -117,7 +114,12 @@ class DecoderLayer(nn.Module):
     """One clip token (B, 1, D) through `q += attn(ln1 q, ln3 y)`, `q += mlp(ln2 q)`."""
 
     def __init__(
-        self, block: Block, grid: tuple[int, int], width: int, num_frames: int, config: EVLConfig
+        self,
+        block: BlockView,
+        grid: tuple[int, int],
+        width: int,
+        num_frames: int,
+        config: EVLConfig,
     ) -> None:
         super().__init__()
         self.temporal_conv = TemporalConv(width) if config.temporal_conv else None
@@ -127,14 +129,14 @@ class DecoderLayer(nn.Module):
         self.cross_frame = (
             CrossFrameAttention(grid, width) if config.temporal_cross_attention else None
         )
-        self.attn = PoolingAttention(width, cast(Any, block.attn).num_heads)
+        self.attn = PoolingAttention(width, block.num_heads)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
         hidden = channels(width, config.mlp_ratio, "mlp_ratio")
         fc1, fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         for layer in (fc1, fc2):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
-        activation = copy.deepcopy(cast(Any, block.mlp).act)  # QuickGELU on CLIP, else GELU
+        activation = copy.deepcopy(block.activation)  # QuickGELU on CLIP, else GELU
         self.mlp = nn.Sequential(fc1, activation, ClipDropout(config.mlp_dropout), fc2)
 
     def temporal(self, features: Features, num_frames: int, prefix: int) -> Tensor:
@@ -165,7 +167,7 @@ class EVL(VideoModel):
     reads_pooled_only = False
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: EVLConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: EVLConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         if config.num_layers > len(self.blocks):
@@ -176,11 +178,10 @@ class EVL(VideoModel):
         self.order_blind = not (
             config.temporal_conv or config.temporal_embedding or config.temporal_cross_attention
         )
-        grid = cast(tuple[int, int], vit.patch_embed.grid_size)
         self.class_token = nn.Parameter(torch.empty(1, 1, self.width))
         nn.init.normal_(self.class_token, std=0.02)
         self.decoder = nn.ModuleList(
-            DecoderLayer(block, grid, self.width, num_frames, config)
+            DecoderLayer(block, self.view.grid, self.width, num_frames, config)
             for block in self.blocks[-config.num_layers :]
         )
         self.norm = nn.LayerNorm(self.width)
@@ -193,7 +194,7 @@ class EVL(VideoModel):
         return super().block_of(name)
 
     def forward(self, video: Tensor) -> Tensor:
-        num_frames, prefix = video.shape[2], self.vit.num_prefix_tokens
+        num_frames, prefix = video.shape[2], self.view.num_prefix_tokens
         # A copy: without autograd, torch's FLOP counter stumbles over a view of a parameter.
         q = self.class_token.repeat(video.shape[0], 1, 1)
         # Block by block, so that in evaluation the features of one block are held at a time.
@@ -215,12 +216,12 @@ class EVL(VideoModel):
             yield features
             x = features.tokens
 
-    def _read(self, block: Block, x: Tensor, num_frames: int) -> Features:
+    def _read(self, block: BlockView, x: Tensor, num_frames: int) -> Features:
         """The block as it is, but with q and k at hand."""
         if not self.config.temporal_cross_attention:
-            return Features(cast(Tensor, block(x)), None, None)
-        attn = cast(Attention, block.attn)
-        q, k, v = attn.qkv(block.norm1(x)).chunk(3, dim=-1)
-        x = x + block.ls1(attend(attn, q, k, v))
-        x = x + block.ls2(block.mlp(block.norm2(x)))
-        return Features(x, *adjacent_attention(attn, q, k, num_frames, self.vit.num_prefix_tokens))
+            return Features(block(x), None, None)
+        q, k, v = block.project(block.norm1(x))
+        x = x + block.scale1(block.out(block.attend(q, k, v)))
+        x = x + block.scale2(block.mlp(block.norm2(x)))
+        prefix = self.view.num_prefix_tokens
+        return Features(x, *adjacent_attention(block, q, k, num_frames, prefix))

@@ -7,24 +7,17 @@ NeurIPS 2021): keys and values of the neighbouring frames, and a temporal block 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from timm.layers import Attention
-from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import (
-    attend,
-    attend_from,
-    embed,
-    project,
-    shift_projection,
-    to_space,
-    to_time,
-)
+from vidpipe.backbones.block import QKV, BlockView
+from vidpipe.backbones.ops import shift_projection, to_space, to_time
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import FineTuneConfig, PartialConfig, TemporalFineTuneConfig
@@ -39,18 +32,23 @@ class TemporalAttention(nn.Module):
     fc starts at zero, so that the model starts without mixing frames.
     """
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: BlockView, width: int) -> None:
         super().__init__()
-        spatial = cast(Attention, block.attn)
-        width = spatial.qkv.in_features
-        self.norm = nn.LayerNorm(width, eps=cast(Any, block.norm1).eps)
-        self.attn = Attention(width, num_heads=spatial.num_heads, qkv_bias=True)
+        self.norm = copy.deepcopy(block.norm1)
+        self.attn = Attention(width, num_heads=block.num_heads, qkv_bias=True)
         self.fc = nn.Linear(width, width)
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
-        # strict=False: a ViT without qkv bias, or with q and k norms, gives what it has.
-        self.norm.load_state_dict(block.norm1.state_dict(), strict=False)
-        self.attn.load_state_dict(spatial.state_dict(), strict=False)
+        self._start_from(block)
+
+    @torch.no_grad()
+    def _start_from(self, block: BlockView) -> None:
+        """Take the block's weights; a ViT with q and k norms or an inner norm keeps them to itself."""
+        maps = [block.affine(part) for part in QKV]
+        for layer, own in ((self.attn.qkv, maps), (self.attn.proj, [block.affine("out")])):
+            layer.weight.copy_(torch.cat([weight for weight, _ in own]))
+            biases = [w.new_zeros(len(w)) if b is None else b for w, b in own]
+            cast(Tensor, layer.bias).copy_(torch.cat(biases))
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, x + self.fc(self.attn(self.norm(x))))
@@ -80,21 +78,23 @@ class FineTune(VideoModel):
     not_mergeable = "it trains the backbone itself and adds no adapter"
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: FineTuneConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: FineTuneConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         self.order_blind = config.architecture == "space_only"
         # `divided` has one class token a clip, `shift` mixes frames and has a head of its own.
         self.starts_as_image_model = config.architecture == "space_only"
         if config.architecture == "divided":
-            if vit.cls_token is None:
+            if not self.view.has_class_token:
                 raise VidpipeError(
                     f"methods.{self.name}.architecture: divided needs a backbone with a class token"
                 )
-            self.temporal = nn.ModuleList(TemporalAttention(block) for block in self.blocks)
+            self.temporal = nn.ModuleList(
+                TemporalAttention(block, self.width) for block in self.blocks
+            )
             self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
         elif config.architecture == "shift":
-            heads: int = cast(Any, self.blocks[0].attn).num_heads
+            heads = self.blocks[0].num_heads
             quarter = self.width // heads // 4
             rest = self.width // heads - 2 * quarter
             self.offsets = ((quarter, -1), (quarter, 1), (rest, 0)) * heads
@@ -110,15 +110,15 @@ class FineTune(VideoModel):
         return [cast(nn.Module, getattr(self, name)) for name in names if hasattr(self, name)]
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
-        x = embed(self.vit, frames)
+        x = self.view.embed(frames)
         if self.config.architecture == "divided":
             # One class token a clip: only patches are told their frame.
-            prefix = self.vit.num_prefix_tokens
+            prefix = self.view.num_prefix_tokens
             patches = self.temporal_embedding(x[:, prefix:], num_frames)
             x = torch.cat([x[:, :prefix], patches], dim=1)
-        return cast(Tensor, self.vit.norm_pre(x))
+        return self.view.norm_pre(x)
 
-    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+    def block(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
         if self.config.architecture == "divided":
             return self._divided(index, block, x, num_frames)
         if self.config.architecture == "shift":
@@ -129,26 +129,26 @@ class FineTune(VideoModel):
         shift = self.config.architecture == "shift"
         return self.offsets if shift else super().key_offsets(index)
 
-    def _divided(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+    def _divided(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
         """Time, then space, then MLP. Every frame carries a copy of the clip's class token."""
-        prefix = self.vit.num_prefix_tokens
+        prefix = self.view.num_prefix_tokens
         patches = self.temporal[index](to_time(x[:, prefix:], num_frames))
         x = torch.cat([x[:, :prefix], to_space(patches, x.shape[1] - prefix)], dim=1)
         kept = self.tokens_needed(index)
-        branch = block.ls1(attend_from(cast(Attention, block.attn), block.norm1(x), kept))
+        branch = block.scale1(block.attention(block.norm1(x), kept))
         shared = branch[:, :prefix].unflatten(0, (-1, num_frames))
         shared = shared.mean(1, keepdim=True).expand_as(shared).flatten(0, 1)
         x = x[:, :kept] + torch.cat([shared, branch[:, prefix:]], dim=1)
-        return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
+        return x + block.scale2(block.mlp(block.norm2(x)))
 
-    def _shift(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+    def _shift(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
         """A quarter of every head's K and V channels from each neighbouring frame."""
-        attn, kept = cast(Attention, block.attn), self.tokens_needed(index)
-        q, k, v = project(attn.qkv, block.norm1(x), kept)
+        kept = self.tokens_needed(index)
+        q, k, v = block.project(block.norm1(x), kept)
         k = shift_projection(k, num_frames, self.offsets)
         v = shift_projection(v, num_frames, self.offsets)
-        x = x[:, :kept] + block.ls1(attend(attn, q, k, v))
-        return cast(Tensor, x + block.ls2(block.mlp(block.norm2(x))))
+        x = x[:, :kept] + block.scale1(block.out(block.attend(q, k, v)))
+        return x + block.scale2(block.mlp(block.norm2(x)))
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:
         if self.config.architecture != "shift":
@@ -179,7 +179,7 @@ class Partial(FineTune):
             raise VidpipeError(
                 f"methods.partial.num_blocks: {count}, but the backbone has {len(self.blocks)}"
             )
-        parts: list[nn.Module] = [*self.blocks[-count:], self.view.norm]
+        parts = [*(block.module for block in self.blocks[-count:]), self.view.norm]
         for part in self.temporal_parts():
             parts += list(part)[-count:] if isinstance(part, nn.ModuleList) else [part]
         return parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from timm.models import VisionTransformer
+from torch import nn
 
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import LinearProbeConfig
@@ -15,7 +15,7 @@ class LinearProbe(VideoModel):
     not_mergeable = "it adds nothing to the backbone"
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: LinearProbeConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: LinearProbeConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         self.declare()

@@ -8,17 +8,14 @@ adds s B A to W. Temporal embedding, final norm and head are trained as in ZeroI
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import cast
 
 import torch
-import torch.nn.functional as F
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.mlp import hidden, input_layers, joint, output_layer
+from vidpipe.backbones.block import BlockView, Part
 from vidpipe.methods.config import LoRAConfig, Target
-from vidpipe.methods.stdha import STDHA, add_to_linear
+from vidpipe.methods.stdha import STDHA, add_to_weight
 
 
 class Update(nn.Module):
@@ -38,36 +35,36 @@ class Update(nn.Module):
         return self.scale * (self.b.weight.double() @ self.a.weight.double())
 
 
+def part_of(target: Target | str) -> Part:
+    """LoRA's name of a weight as the block's view has it."""
+    return "out" if target == "o" else cast(Part, target)
+
+
 class LoRA(STDHA):
     name = "lora"
     Config = LoRAConfig
     config: LoRAConfig
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: LoRAConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: LoRAConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
-        width = self.width
-        mlp = self.blocks[0].mlp
-        up = sum(layer.out_features for layer in input_layers(mlp))
-        sizes = {"up": (width, up), "down": (output_layer(mlp).in_features, width)}
         self.updates = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    target: Update(*sizes.get(target, (width, width)), config.rank, config.scale)
-                    for target in config.targets
-                }
-            )
-            for _ in self.blocks
+            nn.ModuleDict({target: self._zero_update(block, target) for target in config.targets})
+            for block in self.blocks
         )
         self.declare(self.updates, self.temporal_embedding, self.view.norm)
+
+    def _zero_update(self, block: BlockView, target: Target) -> Update:
+        layer_out, layer_in = block.affine(part_of(target))[0].shape
+        return Update(layer_in, layer_out, self.config.rank, self.config.scale)
 
     def _update(self, index: int, target: Target, x: Tensor, y: Tensor) -> Tensor:
         updates = cast(nn.ModuleDict, self.updates[index])
         return y + updates[target](x) if target in updates else y
 
     def qkv(
-        self, index: int, block: Block, x: Tensor, queries: int | None = None
+        self, index: int, block: BlockView, x: Tensor, queries: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().qkv(index, block, x, queries)
         return (
@@ -76,13 +73,13 @@ class LoRA(STDHA):
             self._update(index, "v", x, v),
         )
 
-    def out(self, index: int, block: Block, x: Tensor) -> Tensor:
+    def out(self, index: int, block: BlockView, x: Tensor) -> Tensor:
         return self._update(index, "o", x, super().out(index, block, x))
 
-    def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
-        mlp, x = block.mlp, block.norm2(x)
-        y = hidden(mlp, self._update(index, "up", x, joint(mlp, x)))
-        return self._update(index, "down", y, output_layer(mlp)(y))
+    def mlp(self, index: int, block: BlockView, x: Tensor) -> Tensor:
+        x = block.norm2(x)
+        y = block.hidden(self._update(index, "up", x, block.up(x)))
+        return self._update(index, "down", y, block.down(y))
 
     @torch.no_grad()
     def merge(self) -> LoRA:
@@ -91,17 +88,6 @@ class LoRA(STDHA):
         merged = LoRA(copy.deepcopy(self.vit), self.head.out_features, self.num_frames, config)
         self.copy_rest(merged)
         for block, updates in zip(merged.blocks, self.updates, strict=True):
-            by_target = cast(nn.ModuleDict, updates)
-            attn, inputs = cast(Any, block.attn), input_layers(block.mlp)
-            layers = {"o": [attn.proj], "up": inputs, "down": [output_layer(block.mlp)]}
-            for target, update in by_target.items():
-                matrix = cast(Update, update).matrix()
-                if target in layers:
-                    rows_of = [layer.out_features for layer in layers[target]]
-                    for layer, part in zip(layers[target], matrix.split(rows_of), strict=True):
-                        add_to_linear(layer, part)
-                else:
-                    rows = "qkv".index(target)
-                    below, above = rows * self.width, (2 - rows) * self.width
-                    add_to_linear(attn.qkv, F.pad(matrix, (0, 0, below, above)))
+            for target, update in cast(nn.ModuleDict, updates).items():
+                add_to_weight(block, part_of(target), cast(Update, update).matrix())
         return cast(LoRA, merged.train(self.training))

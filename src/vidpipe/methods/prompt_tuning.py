@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 
 import torch
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vidpipe.backbones.block import BlockView
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import PromptTuningConfig
 
@@ -26,21 +25,19 @@ class PromptTuning(VideoModel):
     starts_as_image_model = False
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: PromptTuningConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: PromptTuningConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         self.prompts = nn.Parameter(torch.empty(len(self.blocks), config.num_tokens, self.width))
         # The scale of a Xavier-initialised patch embedding's weight, as in the released code.
-        bound = math.sqrt(6 / (3 * math.prod(vit.patch_embed.patch_size) + self.width))
+        bound = math.sqrt(6 / (3 * math.prod(self.view.patch_size) + self.width))
         nn.init.uniform_(self.prompts, -bound, bound)
         self.declare(self.prompts)
 
-    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        prefix, end = (
-            self.vit.num_prefix_tokens,
-            self.vit.num_prefix_tokens + self.config.num_tokens,
-        )
+    def block(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
+        prefix = self.view.num_prefix_tokens
+        end = prefix + self.config.num_tokens
         prompts = self.prompts[index].to(x.dtype).expand(x.shape[0], -1, -1)
         kept = self.tokens_needed(index)
-        x = self.plain_block(block, torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), kept)
+        x = block(torch.cat([x[:, :prefix], prompts, x[:, prefix:]], dim=1), kept)
         return x if kept is not None else torch.cat([x[:, :prefix], x[:, end:]], dim=1)

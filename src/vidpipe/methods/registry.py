@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from timm.models import SwinTransformer
+from torch import nn
 
-from vidpipe.backbones.swin import ImageModel
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.aim import AIM
 from vidpipe.methods.aim_swin import AIMSwin
@@ -47,7 +47,7 @@ __all__ = ["METHODS", "SWIN_METHODS", "MethodConfig", "VideoModel", "build_metho
 
 
 def build_method(
-    name: str, vit: ImageModel, num_classes: int, num_frames: int, config: MethodConfig
+    name: str, vit: nn.Module, num_classes: int, num_frames: int, config: MethodConfig
 ) -> VideoModel:
     """The video model of method `name` (a key of `METHODS`) around `vit`, which it freezes.
 

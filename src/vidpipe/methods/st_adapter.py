@@ -12,12 +12,9 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Attention
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import attend_from
+from vidpipe.backbones.block import BlockView
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import Position, STAdapterConfig, channels
 
@@ -67,7 +64,7 @@ class STAdapter(VideoModel):
     head_init_std = 0.02
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: STAdapterConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: STAdapterConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         placements = config.placements(len(self.blocks))
@@ -91,20 +88,20 @@ class STAdapter(VideoModel):
         key = f"{index}_{position}"
         if key not in self.adapters:
             return x
-        grid = cast(tuple[int, int], self.vit.patch_embed.grid_size)
-        return cast(Tensor, self.adapters[key](x, num_frames, self.vit.num_prefix_tokens, grid))
+        view = self.view
+        return cast(Tensor, self.adapters[key](x, num_frames, view.num_prefix_tokens, view.grid))
 
-    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+    def block(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
         def adapted(position: Position, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
             x = self._adapt(index, position, x, num_frames)
             return x, norm(x)
 
         x, n = self.checkpointed(partial(adapted, "before_attn", block.norm1), x)
         kept = self.tokens_needed(index)
-        branch = block.ls1(attend_from(cast(Attention, block.attn), n, kept))
+        branch = block.scale1(block.attention(n, kept))
         x = x[:, :kept] + self._adapt(index, "after_attn", branch, num_frames)
         x, n = self.checkpointed(partial(adapted, "before_mlp", block.norm2), x)
-        branch = block.ls2(block.mlp(n))
+        branch = block.scale2(block.mlp(n))
         return x + self._adapt(index, "after_mlp", branch, num_frames)
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:

@@ -8,22 +8,13 @@ rivals in more detail; half of a shifted part comes from t - 1 and half from t +
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
-from timm.layers import Attention
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.ops import (
-    Groups,
-    attend_heads,
-    embed,
-    project,
-    shift_frames,
-    shift_projection,
-)
+from vidpipe.backbones.block import BlockView, Part
+from vidpipe.backbones.ops import Groups, shift_frames, shift_projection
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import STDHAConfig
@@ -38,30 +29,30 @@ class STDHA(VideoModel):
     starts_as_image_model = False  # heads are shifted from step 0
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: STDHAConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: STDHAConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
-        if config.shifted == "cls" and vit.cls_token is None:
+        if config.shifted == "cls" and not self.view.has_class_token:
             raise VidpipeError(
                 f"methods.{self.name}.shifted: cls, but the backbone has no class token"
             )
-        heads: int = cast(Any, self.blocks[0].attn).num_heads
+        heads = self.blocks[0].num_heads
         self.offsets = channel_groups(config, self.name, self.width, heads, len(self.blocks))
         self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
 
     # -- what a subclass overrides ----------------------------------------------------------
 
     def qkv(
-        self, index: int, block: Block, x: Tensor, queries: int | None = None
+        self, index: int, block: BlockView, x: Tensor, queries: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of normed tokens (B*T, N, D); q of the first `queries` only (None: all)."""
-        return project(cast(Any, block.attn).qkv, x, queries)
+        return block.project(x, queries)
 
-    def out(self, index: int, block: Block, x: Tensor) -> Tensor:
-        return cast(Tensor, cast(Any, block.attn).proj(x))
+    def out(self, index: int, block: BlockView, x: Tensor) -> Tensor:
+        return block.out(x)
 
-    def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
-        return cast(Tensor, block.mlp(block.norm2(x)))
+    def mlp(self, index: int, block: BlockView, x: Tensor) -> Tensor:
+        return block.mlp(block.norm2(x))
 
     # -- what is common ---------------------------------------------------------------------
 
@@ -70,16 +61,16 @@ class STDHA(VideoModel):
         return not name.startswith(("vit.norm.", "vit.fc_norm.", "temporal_embedding."))
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
-        x = self.temporal_embedding(embed(self.vit, frames), num_frames)
-        return cast(Tensor, self.vit.norm_pre(x))
+        x = self.temporal_embedding(self.view.embed(frames), num_frames)
+        return self.view.norm_pre(x)
 
-    def block(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
-        x = x[:, : self.tokens_needed(index)] + block.ls1(
+    def block(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
+        x = x[:, : self.tokens_needed(index)] + block.scale1(
             self._attention(index, block, x, num_frames)
         )
-        return x + block.ls2(self.mlp(index, block, x))
+        return x + block.scale2(self.mlp(index, block, x))
 
-    def _attention(self, index: int, block: Block, x: Tensor, num_frames: int) -> Tensor:
+    def _attention(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
         # Apart from `block`, which would still hold q, k and v at inference while the MLP asks for
         # memory.
         groups, shifted = self.offsets[index], self.config.shifted
@@ -92,7 +83,7 @@ class STDHA(VideoModel):
             v = shift_projection(v, num_frames, groups)
         if shifted == "qkv":
             q = shift_projection(q, num_frames, groups)
-        return self.out(index, block, attend_heads(cast(Attention, block.attn), q, k, v))
+        return self.out(index, block, block.attend(q, k, v))
 
     def key_offsets(self, index: int) -> Groups:
         # With `cls`, only what is attended to at the class token is another frame's.
@@ -153,7 +144,6 @@ def head_groups(offsets: tuple[int, ...], method: str, width: int, heads: int) -
     return (*groups, (rest, 0)) if rest else groups
 
 
-def add_to_linear(layer: nn.Linear, update: Tensor) -> None:
-    """layer.weight += update, composed in fp64 and kept in the layer's dtype."""
-    weight = layer.weight.double() + update.double()
-    layer.weight = nn.Parameter(weight.to(layer.weight), requires_grad=False)
+def add_to_weight(block: BlockView, part: Part, update: Tensor) -> None:
+    """The weight of `part` += update, composed in fp64 and kept in the layer's dtype."""
+    block.overwrite(part, block.affine(part)[0].double() + update.double(), None)

@@ -9,12 +9,17 @@ from __future__ import annotations
 import re
 from typing import cast
 
-from timm.models import SwinTransformer, VisionTransformer
-from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models import SwinTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import fold_frames
-from vidpipe.backbones.swin import blocks_of_stage, patch_embed_of, stages_of, with_tubelets
+from vidpipe.backbones.swin import (
+    WindowView,
+    blocks_of_stage,
+    patch_embed_of,
+    stages_of,
+    with_tubelets,
+)
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import MethodConfig, VideoModel
 from vidpipe.methods.config import LinearProbeConfig
@@ -25,24 +30,32 @@ class SwinModel(VideoModel):
     """A `VideoModel` around a Swin. Its attribute `vit` is the Swin; blocks are numbered through."""
 
     def __init__(
-        self, swin: SwinTransformer, num_classes: int, num_frames: int, config: MethodConfig
+        self, swin: nn.Module, num_classes: int, num_frames: int, config: MethodConfig
     ) -> None:
-        if swin.dynamic_img_size:  # its blocks hold no attention mask to read
+        if cast(
+            SwinTransformer, swin
+        ).dynamic_img_size:  # its blocks hold no attention mask to read
             raise VidpipeError("a Swin must be for one image size: leave strict_img_size on")
         # By name: a Swin form may also inherit from its ViT form, whose init is for ViTs.
-        VideoModel.__init__(self, cast(VisionTransformer, swin), num_classes, num_frames, config)
+        VideoModel.__init__(self, swin, num_classes, num_frames, config)
+        self.windows = [WindowView(b) for s in stages_of(self.swin) for b in blocks_of_stage(s)]
 
     @property
     def swin(self) -> SwinTransformer:
         return cast(SwinTransformer, self.vit)
 
     @property
-    def blocks(self) -> list[SwinTransformerBlock]:  # type: ignore[override]
-        return [block for stage in stages_of(self.swin) for block in blocks_of_stage(stage)]
+    def blocks(self) -> list[WindowView]:  # type: ignore[override]
+        return self.windows
 
     @property
     def stage_of_block(self) -> list[int]:
         return [i for i, stage in enumerate(stages_of(self.swin)) for _ in stage.blocks]
+
+    @property
+    def place_in_stage(self) -> list[int]:
+        """Of each block, counted from the start of its stage."""
+        return [i for stage in stages_of(self.swin) for i, _ in enumerate(stage.blocks)]
 
     def block_of(self, name: str) -> int | None:
         own = re.match(r"vit\.layers\.(\d+)\.(?:blocks\.(\d+)|downsample)\.", name)
@@ -50,9 +63,9 @@ class SwinModel(VideoModel):
             return self.stage_of_block.index(int(own[1])) + int(own[2] or 0)
         return super().block_of(name)
 
-    def block(self, index: int, block: nn.Module, x: Tensor, num_frames: int) -> Tensor:
+    def block(self, index: int, block: WindowView, x: Tensor, num_frames: int) -> Tensor:  # type: ignore[override]
         """Tokens (B*T, H, W, C) through block `index`."""
-        return cast(Tensor, block(x))
+        return block(x)
 
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
         """(B*T, 3, H, W) -> (B*T, H/4, W/4, C)."""
@@ -76,8 +89,8 @@ class SwinModel(VideoModel):
         index = 0
         for stage in stages_of(self.swin):
             x = stage.downsample(x)
-            for block in blocks_of_stage(stage):
-                x = self.run_block(index, block, x, num_frames)
+            for _ in stage.blocks:
+                x = self.run_block(index, self.windows[index], x, num_frames)
                 index += 1
         return self.classify(x, num_frames)
 

@@ -8,17 +8,16 @@ the weights when merged.
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vidpipe.backbones.block import QKV, BlockView
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import TemporalHeadsConfig
-from vidpipe.methods.stdha import STDHA, Groups, add_to_linear
+from vidpipe.methods.stdha import STDHA, Groups, add_to_weight
 
 
 class Difference(nn.Module):
@@ -45,7 +44,7 @@ class TemporalHeads(STDHA):
     config: TemporalHeadsConfig
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: TemporalHeadsConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: TemporalHeadsConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         channels = [] if config.merged else [_shifted_channels(groups) for groups in self.offsets]
@@ -55,7 +54,7 @@ class TemporalHeads(STDHA):
         self.declare(self.differences, self.temporal_embedding, self.view.norm)
 
     def qkv(
-        self, index: int, block: Block, x: Tensor, queries: int | None = None
+        self, index: int, block: BlockView, x: Tensor, queries: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = super().qkv(index, block, x, queries)
         if self.config.merged:
@@ -67,7 +66,7 @@ class TemporalHeads(STDHA):
         )
         return q, k, v
 
-    def out(self, index: int, block: Block, x: Tensor) -> Tensor:
+    def out(self, index: int, block: BlockView, x: Tensor) -> Tensor:
         y = super().out(index, block, x)
         if self.config.merged:
             return y
@@ -82,9 +81,10 @@ class TemporalHeads(STDHA):
         merged = TemporalHeads(vit, self.head.out_features, self.num_frames, config)
         self.copy_rest(merged)
         for block, difference in zip(merged.blocks, self.differences, strict=False):
-            own, attn = cast(Difference, difference), cast(Any, block.attn)
+            own = cast(Difference, difference)
             whole = own.qkv.new_zeros(3, self.width, self.width).index_add(1, own.channels, own.qkv)
-            add_to_linear(attn.qkv, whole.flatten(0, 1))
+            for part, update in zip(QKV, whole, strict=True):
+                add_to_weight(block, part, update)
             whole = own.proj.new_zeros(self.width, self.width)
-            add_to_linear(attn.proj, whole.index_add(1, own.channels, own.proj))
+            add_to_weight(block, "out", whole.index_add(1, own.channels, own.proj))
         return cast(TemporalHeads, merged.train(self.training))

@@ -10,15 +10,13 @@ some heads from frame t + dt. LayerScale, which the paper's backbones lack, foll
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import cast
 
 import torch
-from timm.models import VisionTransformer
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.mlp import input_layers, output_layer
-from vidpipe.backbones.ops import overwrite_linear
+from vidpipe.backbones.block import QKV as PROJECTIONS
+from vidpipe.backbones.block import BlockView, Part
 from vidpipe.methods.config import QKV, AdapterName, ZeroI2VConfig, channels
 from vidpipe.methods.noise import ClipDropout
 from vidpipe.methods.stdha import STDHA
@@ -61,11 +59,14 @@ class ZeroI2V(STDHA):
     config: ZeroI2VConfig
 
     def __init__(
-        self, vit: VisionTransformer, num_classes: int, num_frames: int, config: ZeroI2VConfig
+        self, vit: nn.Module, num_classes: int, num_frames: int, config: ZeroI2VConfig
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         if config.activation != "none" and config.adapters:
             self.not_mergeable = "its adapters have a GELU"
+        if not config.adapters:  # as merged: whichever were folded in, a bias may have come of them
+            for block in self.blocks:
+                block.open_biases()
         bottleneck = channels(self.width, config.bottleneck_ratio, "bottleneck_ratio")
         options = (config.scale, config.adapter_dropout, config.activation)
         self.adapters = nn.ModuleList(
@@ -81,31 +82,29 @@ class ZeroI2V(STDHA):
         return cast(Tensor, self.checkpointed(adapters[name], x)) if name in adapters else x
 
     def qkv(
-        self, index: int, block: Block, x: Tensor, queries: int | None = None
+        self, index: int, block: BlockView, x: Tensor, queries: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         x = self._adapt(index, "attn_in", x)
         if not set(QKV) & set(self.config.adapters):
             return super().qkv(index, block, x, queries)
-        qkv = cast(nn.Linear, cast(Any, block.attn).qkv)
-        biases = (None,) * 3 if qkv.bias is None else qkv.bias.chunk(3)
         q, k, v = (
-            nn.functional.linear(self._adapt(index, name, tokens), weight, bias)
-            for name, tokens, weight, bias in zip(
-                QKV, (x[:, :queries].contiguous(), x, x), qkv.weight.chunk(3), biases, strict=True
+            nn.functional.linear(self._adapt(index, name, tokens), *block.affine(part))
+            for name, part, tokens in zip(
+                QKV, PROJECTIONS, (x[:, :queries].contiguous(), x, x), strict=True
             )
         )
         return q, k, v
 
-    def out(self, index: int, block: Block, x: Tensor) -> Tensor:
+    def out(self, index: int, block: BlockView, x: Tensor) -> Tensor:
         return self._adapt(index, "attn_out", super().out(index, block, x))
 
-    def mlp(self, index: int, block: Block, x: Tensor) -> Tensor:
+    def mlp(self, index: int, block: BlockView, x: Tensor) -> Tensor:
         adapters = cast(nn.ModuleDict, self.adapters[index])
         if "mlp_in" in adapters:
             x = self.checkpointed(lambda x: adapters["mlp_in"](block.norm2(x)), x)
         else:
             x = block.norm2(x)
-        return self._adapt(index, "mlp_out", cast(Tensor, block.mlp(x)))
+        return self._adapt(index, "mlp_out", block.mlp(x))
 
     @torch.no_grad()
     def merge(self) -> ZeroI2V:
@@ -120,42 +119,29 @@ class ZeroI2V(STDHA):
         merged = type(self)(copy.deepcopy(self.vit), classes, self.num_frames, config)
         self.copy_rest(merged)
         for block, adapters in zip(merged.blocks, self.adapters, strict=True):
-            by_name = cast(nn.ModuleDict, adapters)
-            attn = cast(Any, block.attn)
-            attn_in: list[AdapterName] = ["attn_in"] * 3 if "attn_in" in by_name else list(QKV)
-            _fold_before(attn.qkv, [by_name[n] if n in by_name else None for n in attn_in])  # noqa: SIM401
-            if "attn_out" in by_name:
-                _fold_after(attn.proj, by_name["attn_out"])
-            if "mlp_in" in by_name:
-                for layer in input_layers(block.mlp):  # SwiGLU has two
-                    _fold_before(layer, [by_name["mlp_in"]])
-            if "mlp_out" in by_name:
-                _fold_after(output_layer(block.mlp), by_name["mlp_out"])
+            for name, adapter in cast(nn.ModuleDict, adapters).items():
+                a, c = cast(LinearAdapter, adapter).matrix()
+                for part in BEFORE.get(name, ()):  # layer(adapter(x))
+                    weight, bias = in_fp64(block, part)
+                    block.overwrite(part, weight @ a, bias + weight @ c)
+                for part in AFTER.get(name, ()):  # adapter(layer(x))
+                    weight, bias = in_fp64(block, part)
+                    block.overwrite(part, a @ weight, a @ bias + c)
         return cast(ZeroI2V, merged.train(self.training))
 
 
-def _fold_before(layer: nn.Linear, adapters: list[nn.Module | None]) -> None:
-    """layer(adapter(x)), with one adapter for each equal part of the layer's outputs."""
-    if not any(adapters):
-        return
-    weights, biases = [], []
-    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
-    for adapter, w, b in zip(
-        adapters,
-        layer.weight.double().chunk(len(adapters)),
-        bias.double().chunk(len(adapters)),
-        strict=True,
-    ):
-        if adapter is not None:
-            a, c = cast(LinearAdapter, adapter).matrix()
-            w, b = w @ a, b + w @ c
-        weights.append(w)
-        biases.append(b)
-    overwrite_linear(layer, torch.cat(weights), torch.cat(biases))
+BEFORE: dict[str, tuple[Part, ...]] = {
+    **{name: (part,) for name, part in zip(QKV, PROJECTIONS, strict=True)},
+    "attn_in": PROJECTIONS,
+    "mlp_in": ("up",),
+}
+"""The linear maps that read an adapter's output."""
+AFTER: dict[str, tuple[Part, ...]] = {"attn_out": ("out",), "mlp_out": ("down",)}
+"""The linear map that an adapter reads."""
 
 
-def _fold_after(layer: nn.Linear, adapter: nn.Module) -> None:
-    """adapter(layer(x))."""
-    a, c = cast(LinearAdapter, adapter).matrix()
-    bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
-    overwrite_linear(layer, a @ layer.weight.double(), a @ bias.double() + c)
+def in_fp64(block: BlockView, part: Part) -> tuple[Tensor, Tensor]:
+    """Weight and bias of `part`; the bias zero where it has none."""
+    weight, bias = block.affine(part)
+    weight = weight.double()
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias.double()

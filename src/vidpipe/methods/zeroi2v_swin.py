@@ -11,17 +11,10 @@ from __future__ import annotations
 from typing import cast
 
 from timm.models import SwinTransformer
-from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from vidpipe.backbones.ops import shift_projection
-from vidpipe.backbones.swin import (
-    attend_in_windows,
-    blocks_of_stage,
-    from_windows,
-    stages_of,
-    to_windows,
-)
+from vidpipe.backbones.swin import WindowView, blocks_of_stage, stages_of
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import ZeroI2VConfig, channels
 from vidpipe.methods.stdha import head_groups
@@ -48,10 +41,10 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
             self.not_mergeable = "its adapters have a GELU"
         self.stage_offsets = self._stage_offsets(config)
         self.adapters = nn.ModuleList(
-            nn.ModuleDict({name: _adapter(block.dim, config) for name in config.adapters})
+            nn.ModuleDict({name: _adapter(block.width, config) for name in config.adapters})
             for block in self.blocks
         )
-        self.temporal_embedding = TemporalEmbedding(num_frames // 2, self.blocks[0].dim)
+        self.temporal_embedding = TemporalEmbedding(num_frames // 2, self.blocks[0].width)
         self.declare(self.adapters, self.temporal_embedding, self.swin.norm)
 
     def _stage_offsets(self, config: ZeroI2VConfig) -> list[tuple[tuple[int, int], ...]]:
@@ -70,11 +63,12 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
         grid = x.shape[1:3]
         return self.temporal_embedding(x.flatten(1, 2), pairs).unflatten(1, grid), pairs
 
-    def block(self, index: int, block: nn.Module, x: Tensor, num_frames: int) -> Tensor:
-        block = cast(SwinTransformerBlock, block)
+    def block(  # type: ignore[override]
+        self, index: int, block: WindowView, x: Tensor, num_frames: int
+    ) -> Tensor:
         offsets = self.stage_offsets[self.stage_of_block[index]]
-        windows = to_windows(block, block.norm1(x))
-        q, k, v = self.qkv(index, block, windows)  # type: ignore[arg-type]
+        windows = block.to_windows(block.norm1(x))
+        q, k, v = self.qkv(index, block, windows)
 
         def shift(y: Tensor) -> Tensor:
             # The windows of a frame are consecutive: with their tokens they are one axis of it.
@@ -82,8 +76,8 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
             moved = shift_projection(tokens.flatten(1, 2), num_frames, offsets)
             return moved.view(tokens.shape).flatten(0, 1)
 
-        out = self._adapt(index, "attn_out", attend_in_windows(block, q, shift(k), shift(v)))
-        x = x + from_windows(block, out, (x.shape[1], x.shape[2]))
+        out = self._adapt(index, "attn_out", block.out(block.attend(q, shift(k), shift(v))))
+        x = x + block.from_windows(out, (x.shape[1], x.shape[2]))
         hidden = block.mlp(self._adapt(index, "mlp_in", block.norm2(x)))
         return x + self._adapt(index, "mlp_out", hidden)
 

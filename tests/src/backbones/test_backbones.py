@@ -142,5 +142,5 @@ def test_our_quick_gelu_is_timms_to_the_bit_and_keeps_its_input_only(
 def test_a_video_model_takes_it_and_still_says_quickgelu() -> None:
     vit = tiny_vit(act_layer=timm.layers.QuickGELU)
     model = build_method("st_adapter", vit, 3, 4, METHODS["st_adapter"].Config())
-    assert all(type(block.mlp.act) is QuickGELU for block in model.blocks)
+    assert all(type(block.activation) is QuickGELU for block in model.blocks)
     assert activation_of(vit) == "quickgelu"

@@ -13,9 +13,9 @@ from tiny import randomise, tiny_vit
 from torch import nn
 
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.families import refusal
 from vidpipe.backbones.fit import fit_state
 from vidpipe.backbones.listing import TIMM_FILES, list_backbones
-from vidpipe.backbones.view import refusal
 from vidpipe.backbones.zoo import architecture, copied_backbone
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS, build_method

@@ -269,9 +269,9 @@ def test_what_cannot_be_explained_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         attention_maps(model, clip(), 3)
     with pytest.raises(VidpipeError, match="expected one clip"):
         attention_maps(model, clip().repeat(2, 1, 1, 1, 1))
-    evl = build("evl", {"num_layers": 1})  # runs its first blocks as timm has them
-    evl.blocks[0].attn.fused_attn = False
-    with pytest.raises(VidpipeError, match="TIMM_FUSED_ATTN"):
+    evl = build("evl", {"num_layers": 1})
+    evl.blocks[0].attend = lambda q, k, v: v  # by other means
+    with pytest.raises(VidpipeError, match="saw no attention over patches in block 0 of evl"):
         attention_maps(evl, clip(), 0)
     with pytest.raises(VidpipeError, match="evl runs its backbone without gradients"):
         grad_cam(evl, clip(), 0)

@@ -60,7 +60,9 @@ def test_what_the_last_block_leaves_out_is_read_by_nothing(name: str, options: d
         if isinstance(module, ClipNoise):
             module.rate = 0.0
     tokens: list[int] = []
-    model.blocks[-1].mlp.fc1.register_forward_pre_hook(lambda _, x: tokens.append(x[0].shape[1]))
+    model.vit.blocks[-1].mlp.fc1.register_forward_pre_hook(
+        lambda _, x: tokens.append(x[0].shape[1])
+    )
     found = []
     for model.every_token in (True, False):
         model.train().zero_grad()

@@ -9,7 +9,7 @@ import torch
 from swins import CLASSES, SIZE, T, build, clip, tiny_swin
 from timm.models import SwinTransformer
 
-from vidpipe.backbones.swin import attend_over_time, with_tubelets
+from vidpipe.backbones.swin import WindowView, with_tubelets
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS, SWIN_METHODS, VideoModel, build_method
 from vidpipe.profile import cost, gmacs, parameters
@@ -171,9 +171,10 @@ def test_default_offsets_are_the_papers_on_swin_b() -> None:
 
 def test_temporal_attention_written_out() -> None:
     """Position by position and frame by frame, with row i - j + T - 1 of the bias table."""
-    attn = tiny_swin().layers[0].blocks[0].attn
+    block = WindowView(tiny_swin().layers[0].blocks[0])
+    attn = block.attn
     x, table = torch.randn(2 * 3, 2, 2, 16), torch.randn(5, 2)
-    out = attend_over_time(attn, x, 3, table)
+    out = block.attention_in_time(x, 3, table)
     q, k, v = attn.qkv(x[3:, 1, 0]).chunk(3, dim=-1)  # clip 1, position (1, 0)
     heads = []
     for head in range(2):
