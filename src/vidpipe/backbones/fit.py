@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from timm.models import SwinTransformer, swin_transformer
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import Eva, SwinTransformer, eva, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
@@ -91,7 +91,8 @@ def _resized(vit: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if isinstance(vit, SwinTransformer):
         fitted = swin_transformer.checkpoint_filter_fn(state, vit)
     else:
-        fitted = checkpoint_filter_fn(state, cast(VisionTransformer, vit), interpolation="bicubic", antialias=False)
+        family: Any = eva if isinstance(vit, Eva) else vision_transformer
+        fitted = family.checkpoint_filter_fn(state, vit, interpolation="bicubic", antialias=False)
     # A classifier or projection on top of the features is not part of the frozen backbone.
     fitted = {k: v for k, v in fitted.items() if not k.startswith(("head.", "head_dist."))}
     if "mask_token" in fitted and not hasattr(vit, "mask_token"):

@@ -12,13 +12,21 @@ import timm
 
 from vidpipe.backbones.still import ARCHITECTURE
 
-TIMM_FILES = ("vision_transformer", "vision_transformer_hybrid", "deit", "swin_transformer")
-"""timm's modules of plain ViTs and Swins."""
+TIMM_FILES = (
+    "vision_transformer",
+    "vision_transformer_hybrid",
+    "deit",
+    "eva",
+    "swin_transformer",
+)
+"""timm's modules of ViTs, Evas and Swins."""
 OTHER_BLOCKS = (
     *("vit_*_18x2_*", "vit_*_xp_*", "vit_*_rpn_*", "vit_pwee_*", "vit_dpwee_*"),
-    *("vit_dwee_*", "vit_dlittle_*"),
+    *("vit_dwee_*", "vit_dlittle_*", "eva02_enormous_*"),
+    *(f"vit_{size}_patch16_sapiens2" for size in ("large", "huge", "giant", "5b")),
 )
-"""Patterns of those among them whose blocks or attention `view.refusal` refuses: a test builds all."""
+"""Patterns of those among them whose blocks or attention `families.refusal` refuses: a test builds
+all."""
 POOLINGS: dict[str, Literal["token", "avg"]] = {"tok": "token", "avg": "avg"}
 """open_clip's poolings of its own ViT, by timm's names."""
 OWN_POOLS = ("abs_attn", "rot_attn")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
 from vidpipe.backbones.activation import activation_of
 from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig
-from vidpipe.backbones.families import refusal
+from vidpipe.backbones.families import FAMILIES, refusal
 from vidpipe.backbones.fit import fit_state, refuse_other_model
 from vidpipe.backbones.listing import TIMM_FILES, nearest_that_loads
 from vidpipe.config.identity import deciding
@@ -189,13 +189,14 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
                 pretrained=hub_tag is not None,
                 num_classes=0,
                 img_size=img_size,
+                **_one_size(name),
             )
     except VidpipeError:
         raise
     except TypeError:
         # ViTs and Swins take an image size; most families do not.
         raise VidpipeError(
-            f"backbone.name: {name} is not a plain ViT or Swin; {nearest_that_loads(name)}"
+            f"backbone.name: {name} is not one of {FAMILIES}; {nearest_that_loads(name)}"
         ) from None
     except Exception as error:  # the hub's client raises many kinds; all mean no weights
         if hub_tag is None:
@@ -216,6 +217,12 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
     if grid is not None and not all(grid):
         raise VidpipeError(f"transform.size: {img_size} is less than one patch of {name}")
     return vit
+
+
+def _one_size(name: str) -> dict[str, Any]:
+    """The option that has a model compute its positions once: DINOv3's would do so in every forward."""
+    eva = timm.model_entrypoint(name).__module__ == "timm.models.eva"
+    return {"dynamic_img_size": False} if eva else {}
 
 
 @contextmanager
@@ -247,7 +254,7 @@ def _refuse_other_family(name: str) -> None:
     package, _, family = module.rpartition(".")
     if package == "timm.models" and family not in TIMM_FILES:
         raise VidpipeError(
-            f"backbone.name: {name} is not a plain ViT or Swin but of timm's {family} models; "
+            f"backbone.name: {name} is not a ViT, Eva or Swin but of timm's {family} models; "
             f"{nearest_that_loads(name)}"
         )
 

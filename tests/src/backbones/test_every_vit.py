@@ -1,8 +1,9 @@
-"""Every plain ViT of the zoos by name: it has their own feature, or is refused with the reason."""
+"""Every ViT of the zoos by name: it has their own feature, or is refused with the reason."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import timm
@@ -34,13 +35,16 @@ POOLINGS = [
 ]
 
 
-def small(name: str, **options: object) -> VisionTransformer:
+def small(name: str, **options: object) -> Any:
     """`name` with two narrow blocks; a convolutional stem keeps its size."""
     narrow = {} if "mci" in name else NARROW  # its stem makes tokens of the full width
+    if "sapiens2" in name:  # which heads share their keys depends on the depth
+        heads = {"base": 12, "large": 16, "huge": 16, "giant": 24, "5b": 32}[name.split("_")[1]]
+        return timm.create_model(name, num_classes=0, embed_dim=8 * heads, **options)
     return timm.create_model(name, **SMALL, **narrow, **options)
 
 
-def feature_error(vit: VisionTransformer, method: str, size: int) -> float:
+def feature_error(vit: Any, method: str, size: int) -> float:
     """Relative error of the feature of a clip of equal frames against timm's own forward."""
     x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -61,7 +65,8 @@ def test_the_feature_of_every_name_is_the_zoos_or_is_refused() -> None:
         with torch.device("meta"):
             vit = small(name)
         assert (refusal(vit) is None) == (name in loads), name
-        pooling = (vit.global_pool, vit.no_embed_class, vit.pool_include_prefix)
+        with_prefix = getattr(vit, "pool_include_prefix", False)
+        pooling = (vit.global_pool, vit.no_embed_class, with_prefix, getattr(vit, "rope", None))
         # Names that differ in size alone are one case; a patch of 16 stands for all.
         parts = (vit.blocks, vit.norm, vit.fc_norm, vit.attn_pool, vit.norm_pre)
         tokens = (vit.num_prefix_tokens, vit.cls_token is None, type(vit), type(vit.patch_embed))
@@ -95,7 +100,8 @@ def test_at_full_size_the_verdict_is_the_same() -> None:
     [
         ("vit_dwee_patch16_reg1_gap_256", "has DiffAttention, .* is vit_wee_patch16_reg1_gap_256"),
         ("vit_base_patch16_xp_224", "has ParallelScalingBlock blocks, .* is vit_base_patch16_"),
-        ("eva02_base_patch16_clip_224", "of timm's eva models; .* is vit_base_patch16_clip_224"),
+        ("eva02_enormous_patch14_clip_224", "EvaBlockPostNorm .* is eva02_large_patch14_clip_224"),
+        ("vit_5b_patch16_sapiens2", "grouped-query attention.* nearest that works is vit_"),
         ("vitamin_base_224", "of timm's vitamin models; nearest that works is vit_"),
         ("naflexvit_base_patch16_gap", "of timm's naflexvit models"),
     ],
