@@ -23,7 +23,7 @@ PROBLEMS = {
     "group_across_splits": "a group with clips in train and val",
     "class_of_one_group": "a class that no split by groups can train on and test",
 }
-"""Kind of finding -> what it means; `vidpipe data check --strict` fails for each of them."""
+"""Kind of finding -> what it means; a strict check fails for each of them."""
 NOTES = {
     "copy_within_split": "the same footage twice on one side",
     "same_bytes": "equal files, of which extraction kept the first",
