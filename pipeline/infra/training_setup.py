@@ -64,6 +64,7 @@ class TrainingSetup:
             self.params.train,
             (self.trained.backbone.mean, self.trained.backbone.std),
             device=device,
+            labels=self.train_set.clips.labels,
             mixer=PairMixer.of(self.params.transform, self.params.train.seed),
             **options,
         )
