@@ -15,6 +15,7 @@ from pipeline.cli.configuration import backbones, methods, params, profile, reci
 from pipeline.cli.data import check, show, stats
 from pipeline.cli.options import with_options
 from pipeline.cli.stages import evaluate, export, extract, report, run, synth, train
+from pipeline.cli.study import study
 from pipeline.cli.trained import compare, demo, explain, predict, splits
 from pipeline.cli.tune import tune
 from pipeline.cli.weights import fetch_weights, import_checkpoint
@@ -31,6 +32,7 @@ STAGES: Commands = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "study": study,
     "run": run,
 }
 BEFORE: Commands = {
