@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.infra.console import output
 from pipeline.infra.workspace import Workspace
 from pipeline.tools.choose_clips import choose_clips
+from vidpipe.backbones.input_card import completed
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.data.stats import class_counts, summarise, usable
 from vidpipe.files import write_json
@@ -99,6 +100,8 @@ def show(
     store = FrameStore(place.store)
     source = Clips(store, split, store.classes)
     chosen = choose_clips(source, class_name, clips, seed, split)
+    transform = completed(resolved.transform, resolved.backbone)
+    resolved = resolved.model_copy(update={"transform": transform})
     rows = [row for i in chosen for row in _strips(resolved, source, split, i, epoch)]
     path = place.results / "data" / f"clips-{split}.png"
     what = f"training clips, epoch {epoch}" if split == "train" else "test views"
@@ -110,7 +113,7 @@ def show(
 def _strips(
     params: Params, clips: Clips, split: str, i: int, epoch: int
 ) -> list[tuple[str, Tensor]]:
-    """(label, (T, 3, S, S)) of one clip: one strip in training, one a view in validation."""
+    """(label, (T, 3, h, w)) of one clip: one strip in training, one a view in validation."""
     if split == "train":
         train = TrainSet(clips, params.sampling, params.transform, params.train.seed)
         sample = train[epoch, i]

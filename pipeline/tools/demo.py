@@ -268,8 +268,8 @@ def answer(opened: Opened, model: str, name: str, segment: Segment) -> Answer:
 
 
 def _strip(frames: Tensor) -> Picture:
-    """(T, 3, S, S) uint8 -> one picture, left to right, COLUMNS a line."""
-    size = frames.shape[-1]
+    """(T, 3, h, w) uint8 -> one picture, left to right, COLUMNS a line."""
+    size = min(frames.shape[-2:])
     if size < PICTURE:
         larger = size * -(-PICTURE // size)
         frames = F.resize(frames, [larger], interpolation=InterpolationMode.NEAREST)

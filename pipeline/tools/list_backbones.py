@@ -20,9 +20,11 @@ from torch import nn
 from pipeline.infra.console import output, progress
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.families import view_of
+from vidpipe.backbones.input_card import input_card
 from vidpipe.backbones.listing import list_backbones
-from vidpipe.backbones.zoo import architecture, default_size
+from vidpipe.backbones.zoo import architecture
 from vidpipe.errors import VidpipeError
+from vidpipe.image_size import Size, words
 from vidpipe.profile import gmacs, parameters
 
 OPEN_CLIP = "open_clip:"
@@ -40,7 +42,7 @@ class Row:
 
     name: str
     loads: bool
-    size: int | None = None
+    size: Size | None = None
     params_m: float | None = None
     gflops: float | None = None
     pooling: str | None = None
@@ -60,7 +62,8 @@ def run(pattern: str, as_json: bool) -> None:
         table.add_column(title, justify="right" if title in ("px", "M", "GFLOPs") else "left")
     for row in found:
         if row.loads:
-            numbers = (f"{row.size}", f"{row.params_m:.1f}", f"{row.gflops:.2f}")
+            assert row.size is not None
+            numbers = (words(row.size), f"{row.params_m:.1f}", f"{row.gflops:.2f}")
             table.add_row(row.name, *numbers, row.pooling, row.licence or "-")
     screen = output()
     if table.rows:
@@ -119,7 +122,7 @@ def describe(name: str) -> Row:
     )
     try:
         with torch.device("meta"):
-            size = default_size(config)
+            size = input_card(config).size
             model = architecture(config, size).requires_grad_(False)
     except VidpipeError as error:
         return Row(name, loads=False, reason=str(error).removeprefix("backbone.name: "))

@@ -14,11 +14,14 @@ from timm.models import SwinTransformer
 from torch import nn
 
 from pipeline.infra.console import output
-from pipeline.infra.recipes import Dataset, Recipe, list_recipes, list_studies, load_recipe
+from pipeline.infra.recipes import Dataset, Recipe, list_recipes, load_recipe
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.input_card import completed
 from vidpipe.backbones.zoo import architecture
 from vidpipe.data.config import SamplingConfig, TransformConfig
+from vidpipe.data.model_input import InputForm
 from vidpipe.evaluation.config import EvaluateConfig
+from vidpipe.image_size import Size
 from vidpipe.methods.config import CONFIGS, MethodConfig
 from vidpipe.methods.registry import build_method
 from vidpipe.profile import macs_by_kind, parameters, training_gmacs
@@ -86,7 +89,7 @@ def costs(
     method: str,
     options: str,
     backbone: str,
-    size: int,
+    size: Size,
     frames: int,
     classes: int,
     every_block: bool = False,
@@ -147,11 +150,13 @@ def row(recipe: Recipe) -> Row:
     sampling = SamplingConfig.model_validate(overlay["sampling"])
     train = TrainConfig.model_validate(overlay["train"])
     views = EvaluateConfig.model_validate(overlay["evaluate"])
+    backbone = BackboneConfig.model_validate(overlay["backbone"])
+    transform = completed(TransformConfig.model_validate(overlay["transform"]), backbone)
     own = costs(
         method,
         CONFIGS[method].model_validate(overlay["methods"][method]).model_dump_json(),
-        BackboneConfig.model_validate(overlay["backbone"]).model_dump_json(),
-        TransformConfig.model_validate(overlay["transform"]).size,
+        backbone.model_dump_json(),
+        InputForm.of(transform).size,
         sampling.num_frames,
         data.classes,
     )
@@ -192,7 +197,6 @@ def run(as_json: bool) -> None:
             "utilisation": UTILISATION,
             "data": {name: asdict(data) for name, data in DATA.items()},
             "recipes": [asdict(row) for row in found],
-            "studies": dict(list_studies()),
         }
         print(json.dumps(document, indent=2))
         return
@@ -225,5 +229,3 @@ def run(as_json: bool) -> None:
     for item in found:
         if item.dataset is None:
             console.print(f"{item.name}: {item.title}")
-    for name, title in list_studies():
-        console.print(f"{name}: {title}")

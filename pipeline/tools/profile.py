@@ -10,8 +10,11 @@ import torch
 from rich.table import Table
 
 from pipeline.infra.console import console
+from vidpipe.backbones.input_card import completed
 from vidpipe.backbones.zoo import architecture
+from vidpipe.data.model_input import InputForm
 from vidpipe.errors import VidpipeError
+from vidpipe.image_size import words
 from vidpipe.methods.registry import build_method
 from vidpipe.paper_tables import recompute
 from vidpipe.params import Params
@@ -20,7 +23,8 @@ from vidpipe.profile import cost, memory, modules
 
 def run(params: Params, method: str, classes: int, as_json: bool) -> None:
     """Print parameters by module, GMACs and memory of `method`; nothing is loaded or computed."""
-    size, frames = params.transform.size, params.sampling.num_frames
+    transform = completed(params.transform, params.backbone)
+    size, frames = InputForm.of(transform).size, params.sampling.num_frames
     with torch.device("meta"):
         backbone = architecture(params.backbone, size)
         model = build_method(method, backbone, classes, frames, params.method(method))
@@ -53,7 +57,7 @@ def run(params: Params, method: str, classes: int, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    table = Table(title=f"{method} on {params.backbone.name}, {frames} frames of {size} px")
+    table = Table(title=f"{method} on {params.backbone.name}, {frames} frames of {words(size)} px")
     table.add_column("module")
     table.add_column("parameters", justify="right")
     table.add_column("tunable", justify="right")

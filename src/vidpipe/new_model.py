@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vidpipe.backbones.input_card import completed
 from vidpipe.backbones.zoo import load_backbone
+from vidpipe.data.model_input import InputForm
 from vidpipe.methods.create import create_on
 from vidpipe.params import Params
 from vidpipe.trained.adapter import start_from
@@ -12,13 +14,15 @@ from vidpipe.trained.card import FRAMES, TrainedModel
 
 
 def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
-    """The model that `params` describe, before its training."""
-    backbone = load_backbone(params.backbone, params.transform.size)
-    config = params.method(method)
-    size, frames = params.transform.size, params.sampling.num_frames
-    model = create_on(backbone, size, method, len(classes), frames, config)
+    """The model that `params` describe, before its training. Its `transform` leaves nothing to the card
+    of the backbone's weights."""
+    transform = completed(params.transform, params.backbone)
+    form = InputForm.of(transform)
+    backbone = load_backbone(params.backbone, form.size)
+    config, frames = params.method(method), params.sampling.num_frames
+    model = create_on(backbone, form, method, len(classes), frames, config)
     extract = {key: getattr(params.extract, key) for key in FRAMES}
-    own = TrainedModel(model, backbone, classes, params.sampling, params.transform, extract)
+    own = TrainedModel(model, backbone, classes, params.sampling, transform, extract)
     if params.train.starts_from is not None:
         start_from(own, Path(params.train.starts_from))
     return own

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from vidpipe.image_size import Size, sides
 from vidpipe.methods.base import VideoModel
 
 
@@ -33,7 +34,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def cost(model: VideoModel, img_size: int) -> Cost:
+def cost(model: VideoModel, img_size: Size) -> Cost:
     """Cost of `model` for one view of `model.num_frames` frames of `img_size` pixels.
 
     GMACs are of the inference model (merged where it can be): matrix products, convolutions and
@@ -59,7 +60,7 @@ def cost_of(model: VideoModel, inference: VideoModel, gmacs: float) -> Cost:
     )
 
 
-def gmacs(model: nn.Module, img_size: int, num_frames: int | None = None) -> float:
+def gmacs(model: nn.Module, img_size: Size, num_frames: int | None = None) -> float:
     """1e9 multiply-accumulates of one clip; `num_frames` None: `model.num_frames`."""
     products, norms = macs_by_kind(model, img_size, num_frames)
     return (products + norms) / 1e9
@@ -67,7 +68,7 @@ def gmacs(model: nn.Module, img_size: int, num_frames: int | None = None) -> flo
 
 @torch.no_grad()
 def macs_by_kind(
-    model: nn.Module, img_size: int, num_frames: int | None = None
+    model: nn.Module, img_size: Size, num_frames: int | None = None
 ) -> tuple[float, float]:
     """(products, convolutions and attention; LayerNorms at 5 an element), of one clip.
 
@@ -97,7 +98,7 @@ def macs_by_kind(
     return counter.get_total_flops() / 2, 5.0 * norm_elements
 
 
-def training_gmacs(model: VideoModel, img_size: int) -> float:
+def training_gmacs(model: VideoModel, img_size: Size) -> float:
     """1e9 multiply-accumulates of one clip's training step: forward and backward, without optimizer.
 
     Products, convolutions and attention only. What is frozen costs no weight gradient, and what has
@@ -109,9 +110,10 @@ def training_gmacs(model: VideoModel, img_size: int) -> float:
     return counter.get_total_flops() / 2e9
 
 
-def _clip(model: nn.Module, img_size: int, num_frames: int | None, batch: int = 1) -> Tensor:
+def _clip(model: nn.Module, img_size: Size, num_frames: int | None, batch: int = 1) -> Tensor:
     frames = cast(Any, model).num_frames if num_frames is None else num_frames
-    shape = (batch, 3, frames, img_size, img_size) if frames else (batch, 3, img_size, img_size)
+    size = sides(img_size)
+    shape = (batch, 3, frames, *size) if frames else (batch, 3, *size)
     parameter = next(model.parameters())
     return torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
 
@@ -146,7 +148,7 @@ class Memory:
     """What autograd keeps for the backward pass, for each clip of the batch."""
 
 
-def memory(model: VideoModel, img_size: int) -> Memory:
+def memory(model: VideoModel, img_size: Size) -> Memory:
     """Counted, not guessed: a forward pass on the meta device under autograd's saved-tensor hooks.
 
     Adapters without a trained part below them keep nothing, which is why the order of frozen and
@@ -169,7 +171,7 @@ class Saved:
     """By what comes before and after the blocks."""
 
 
-def saved_by_block(model: VideoModel, img_size: int, device: str = "meta") -> Saved:
+def saved_by_block(model: VideoModel, img_size: Size, device: str = "meta") -> Saved:
     """Counted as `memory` says. On the meta device attention is two matrix products, which keep the
     (N, N) weights; the kernels of a real device do not, so that less is kept there."""
     meta = _on(model, device)

@@ -50,6 +50,18 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     raise VidpipeError(f"{path}: expected a .safetensors, .pt, .pth or .bin file")
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The header's texts of a safetensors file; nothing where there is no such file. Raises VidpipeError
+    where it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return dict(opened.metadata() or {})
+    except Exception as error:  # safetensors raises its own type for every corruption
+        raise VidpipeError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
 def read_tensors(file: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file of ours.
 

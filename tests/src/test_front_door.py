@@ -280,11 +280,11 @@ def test_weights_for_a_module_are_refused() -> None:
 
 
 def test_a_models_input_is_evaluations_middle_view() -> None:
-    from vidpipe.data.model_input import crop_views, to_input
+    from vidpipe.data.model_input import InputForm, crop_views, to_input
 
     model = still()
     frames = torch.randint(0, 256, (4, 3, 64, 90), dtype=torch.uint8)
-    view = crop_views(frames, torch.arange(4)[None].numpy(), 48, 1)
+    view = crop_views(frames, torch.arange(4)[None].numpy(), InputForm(48), 1)
     expected = to_input(view, model.backbone.mean, model.backbone.std)
     assert torch.equal(model.preprocess(frames), expected)
     both = torch.stack([frames, frames.flip(0)])

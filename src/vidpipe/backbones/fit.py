@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.positions import resized_positions
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import refuse_mismatch, refuse_not_finite
 
@@ -48,15 +49,20 @@ def refuse_other_model(config: BackboneConfig, vit: nn.Module, header: Mapping[s
             )
 
 
-def fit_state(vit: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def fit_state(
+    vit: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    grid: tuple[int, int] | None = None,
+) -> None:
     """Load `state` into `vit`, resizing the position grid; refuse anything missing or left over, and
-    weights of another family by its name."""
+    weights of another family by its name. `grid`: that of the state, as in `resized_positions`."""
     if odd := [name for name, tensor in state.items() if tensor.is_complex()]:
         raise VidpipeError(f"{source}: {odd[0]} is complex; expected real weights")
     own = vit.state_dict()
     try:
         _refuse_other_patches(source, own, state)
-        fitted = _resized(vit, {k: v.float() for k, v in state.items()})
+        fitted = _resized(vit, {k: v.float() for k, v in state.items()}, grid)
         refuse_mismatch(source, own, fitted)
     except (VidpipeError, AttributeError, LookupError, RuntimeError, TypeError) as error:
         holds, wants = kind_of(state), kind_of(own)
@@ -65,7 +71,7 @@ def fit_state(vit: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
                 f"{source}: weights do not fit the model; they are those of {holds}, and the backbone "
                 f"is {wants}"
             ) from None
-        if isinstance(error, VidpipeError):
+        if isinstance(error, VidpipeError) and str(error).startswith(source):
             raise
         reason = str(error).splitlines()[0]  # such as a bias table of a block that is not there
         raise VidpipeError(f"{source}: weights do not fit the model; {reason}") from None
@@ -86,8 +92,12 @@ def _refuse_other_patches(
         )
 
 
-def _resized(vit: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _resized(
+    vit: nn.Module, state: dict[str, Tensor], grid: tuple[int, int] | None
+) -> dict[str, Tensor]:
     """`state` at the model's size, without what is no part of the features."""
+    positions = resized_positions(vit, state, grid)
+    state = {name: tensor for name, tensor in state.items() if name not in positions}
     if isinstance(vit, SwinTransformer):
         fitted = swin_transformer.checkpoint_filter_fn(state, vit)
     else:
@@ -95,6 +105,7 @@ def _resized(vit: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         fitted = family.checkpoint_filter_fn(state, vit, interpolation="bicubic", antialias=False)
     # A classifier or projection on top of the features is not part of the frozen backbone.
     fitted = {k: v for k, v in fitted.items() if not k.startswith(("head.", "head_dist."))}
+    fitted |= positions
     if "mask_token" in fitted and not hasattr(vit, "mask_token"):
         fitted.pop("mask_token")  # DINOv2's training token; never used at inference
     return fitted

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import timm
 
 from vidpipe.backbones.still import ARCHITECTURE
+from vidpipe.errors import VidpipeError
 
 TIMM_FILES = (
     "vision_transformer",
@@ -60,6 +61,14 @@ def _of_timm() -> list[str]:
     found = {name for file in TIMM_FILES for name in timm.list_models(module=file)}
     plain = {n for n in found if not any(fnmatchcase(n, other) for other in OTHER_BLOCKS)}
     return sorted({*plain, ARCHITECTURE})
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise VidpipeError where timm has no model of this name, with the nearest that it has."""
+    if not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
+        hint = f"; nearest is {near[0]}" if near else ""
+        raise VidpipeError(f"backbone.name: timm has no model {name!r}{hint}")
 
 
 def nearest_that_loads(name: str) -> str:

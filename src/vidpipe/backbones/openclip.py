@@ -23,7 +23,10 @@ from vidpipe.backbones.config import RANDOM, BackboneConfig
 from vidpipe.backbones.families import refusal
 from vidpipe.backbones.fit import fit_state, refuse_other_model
 from vidpipe.backbones.listing import POOLINGS, nearest_tower
+from vidpipe.backbones.patches import refuse_dropped_pixels, set_size
+from vidpipe.backbones.positions import read_grid
 from vidpipe.errors import VidpipeError
+from vidpipe.image_size import Size, size_of, words
 from vidpipe.weights import read_weights
 
 # CLIP's names (open_clip and OpenAI) -> timm's, applied in order.
@@ -56,7 +59,7 @@ def as_tokens(tensor: Tensor) -> Tensor:
 
 
 def tower_to_timm(
-    tower: nn.Module, name: str, img_size: int
+    tower: nn.Module, name: str, img_size: Size
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """The image tower of an open_clip model -> (untrained timm model, the tower's state by its names).
 
@@ -66,14 +69,17 @@ def tower_to_timm(
     if (reason := tower_refusal(tower)) is not None:
         raise VidpipeError(f"backbone.name: open_clip {name} {reason}; {nearest_tower(name)}")
     own = cast(Any, tower)
-    patch = own.trunk.patch_embed.patch_size[0] if hasattr(own, "trunk") else own.patch_size[0]
-    if img_size < patch:
-        raise VidpipeError(
-            f"transform.size: {img_size} is less than one patch of open_clip {name}, {patch}"
-        )
+    made_for = size_of(*_pair(own.image_size))
     if hasattr(own, "trunk"):
+        refuse_dropped_pixels(own.trunk, f"open_clip {name}", img_size, made_for)
         return _trunk_of(own, name, img_size)
-    return _clip_to_timm(own, img_size)
+    vit, state = _clip_to_timm(own, img_size)
+    refuse_dropped_pixels(vit, f"open_clip {name}", img_size, made_for)
+    return vit, state
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def tower_refusal(tower: nn.Module) -> str | None:
@@ -95,18 +101,18 @@ def tower_refusal(tower: nn.Module) -> str | None:
     return f"has {kinds.pop().__name__} blocks" if kinds else None
 
 
-def _trunk_of(tower: Any, name: str, img_size: int) -> tuple[nn.Module, dict[str, Tensor]]:
+def _trunk_of(tower: Any, name: str, img_size: Size) -> tuple[nn.Module, dict[str, Tensor]]:
     """The timm model that the tower stands on, with the tower's pooling and without a projection, which
     is either the trunk's classifier or a layer of the tower's own."""
     trunk = tower.trunk
     state = _without_head(trunk.state_dict())
     trunk.reset_classifier(0)
     try:
-        trunk.set_input_size(img_size=(img_size, img_size))
+        set_size(trunk, img_size)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise VidpipeError(
-            f"backbone: open_clip {name} at transform.size {img_size}: {reason}"
+            f"backbone: open_clip {name} at transform.size {words(img_size)}: {reason}"
         ) from error
     return trunk, state
 
@@ -116,7 +122,7 @@ def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
 
 
-def _clip_to_timm(tower: Any, img_size: int) -> tuple[VisionTransformer, dict[str, Tensor]]:
+def _clip_to_timm(tower: Any, img_size: Size) -> tuple[VisionTransformer, dict[str, Tensor]]:
     import open_clip.transformer as zoo
 
     blocks = list(tower.transformer.resblocks)
@@ -143,6 +149,7 @@ def _clip_to_timm(tower: Any, img_size: int) -> tuple[VisionTransformer, dict[st
         num_classes=0,
         weight_init="skip",
     )
+    cast(Any, vit).pretrained_cfg = {"input_size": (3, *_pair(tower.image_size))}
     if isinstance(tower.ln_pre, nn.Identity):
         vit.norm_pre = nn.Identity()
     return vit, _with_final_norm_of(vit, state)
@@ -214,13 +221,21 @@ def create_whole(name: str, tag: str | None) -> Any:
         ) from error
 
 
-def image_size(config: BackboneConfig) -> int:
-    """Pixels a side that open_clip made the tower for. Raises VidpipeError for an unknown name."""
+def preprocessing(config: BackboneConfig, header: Mapping[str, str]) -> dict[str, Any]:
+    """What open_clip does to a picture for the weights that `config` names, whose file has `header`:
+    mean, std, size, interpolation, crop_pct. Raises VidpipeError for an unknown name."""
     _refuse_unknown(config.name)
     import open_clip
+    from open_clip.transform import PreprocessCfg
 
-    size = open_clip.get_model_config(config.name)["vision_cfg"].get("image_size", 224)
-    return int(size if isinstance(size, int) else size[0])
+    tag = config.hub_tag or None
+    mean, std = normalisation(config.name, tag, header)
+    how = open_clip.get_pretrained_cfg(config.name, tag) if tag else {}
+    return {
+        **{"mean": mean, "std": std, "crop_pct": 1.0},
+        "interpolation": how.get("interpolation") or PreprocessCfg().interpolation,
+        "size": open_clip.get_model_config(config.name)["vision_cfg"].get("image_size", 224),
+    }
 
 
 def _refuse_unknown(name: str) -> None:
@@ -238,23 +253,22 @@ def _refuse_unknown(name: str) -> None:
 
 
 def load_open_clip(
-    config: BackboneConfig, img_size: int
-) -> tuple[nn.Module, Mapping[str, Tensor], tuple[float, ...], tuple[float, ...]]:
-    """(timm model with weights, its state as stored, mean, std), from a local file, a pretrained tag,
-    or random."""
+    config: BackboneConfig, img_size: Size
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """(timm model with weights, its state as stored), from a local file, a pretrained tag, or random."""
     tag = config.hub_tag
     with torch.device("meta"):  # what is refused may be large
         tower_to_timm(create_tower(config, None), config.name, img_size)
     tower = create_tower(config, tag)
     vit, state = tower_to_timm(tower, config.name, img_size)
-    header: Mapping[str, str] = {}
+    grid = None
     if tag is None and config.weights != RANDOM:
         local, header = _local_tower(Path(config.weights))
         refuse_other_model(config, vit, header)
         state = _with_final_norm_of(vit, local)
-    mean, std = normalisation(config.name, tag, header)
-    fit_state(vit, state, config.weights)
-    return vit, state, mean, std
+        grid = read_grid(header, config.weights)
+    fit_state(vit, state, config.weights, grid)
+    return vit, state
 
 
 def normalisation(

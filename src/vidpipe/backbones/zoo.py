@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 import timm
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+import torch
 from timm.models import SwinTransformer
 from torch import Tensor, nn
 
-import vidpipe.backbones.still  # noqa: F401  (registers the embedded ViT with timm)
 from vidpipe.backbones.activation import activation_of
 from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig
 from vidpipe.backbones.families import FAMILIES, refusal
 from vidpipe.backbones.fit import fit_state, refuse_other_model
-from vidpipe.backbones.listing import TIMM_FILES, nearest_that_loads
+from vidpipe.backbones.input_card import InputCard, input_card
+from vidpipe.backbones.listing import TIMM_FILES, nearest_that_loads, refuse_unknown
+from vidpipe.backbones.patches import grid_of, refuse_dropped_pixels, set_size
+from vidpipe.backbones.positions import read_grid
 from vidpipe.config.identity import deciding
 from vidpipe.errors import VidpipeError
+from vidpipe.image_size import Size, size_of, words
 from vidpipe.weights import read_weights, state_sha256
 
 
@@ -54,11 +56,11 @@ class Backbone:
         }
 
 
-def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
-    """The backbone for square `img_size` pixel inputs, frozen, fp32, in eval mode.
+def load_backbone(config: BackboneConfig, img_size: Size) -> Backbone:
+    """The backbone for pictures of `img_size` pixels, frozen, fp32, in eval mode.
 
-    Position grids of another size are resized (bicubic, no antialias, as the weights' authors do);
-    a Swin's windows shrink to a smaller grid as timm does it.
+    Position grids of another size are resized (bicubic, no antialias, as the weights' authors do), also
+    to grids that are not square; a Swin's windows shrink to a smaller grid as timm does it.
     Raises VidpipeError for an unknown name, a missing or unreadable file, or weights that do not fit.
     """
     if config.weights in (RANDOM, GIVEN):
@@ -71,26 +73,24 @@ def load_backbone(config: BackboneConfig, img_size: int) -> Backbone:
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import load_open_clip
 
-        vit, state, mean, std = load_open_clip(config, img_size)
+        vit, state = load_open_clip(config, img_size)
     else:
         vit = _create_timm(config, img_size, config.hub_tag)
-        card = cast(dict[str, Any], vit.pretrained_cfg)
-        mean, std = tuple(card["mean"]), tuple(card["std"])
         if config.hub_tag is not None:
             state = vit.state_dict()
         else:
             state, header = read_weights(Path(config.weights))
             refuse_other_model(config, vit, header)
-            fit_state(vit, state, config.weights)
-    return _frozen(vit, config, state, mean, std)
+            fit_state(vit, state, config.weights, read_grid(header, config.weights))
+    return _frozen(vit, config, state, input_card(config, vit))
 
 
-def random_backbone(config: BackboneConfig, img_size: int) -> Backbone:
+def random_backbone(config: BackboneConfig, img_size: Size) -> Backbone:
     """The backbone without its weights: random ones from torch's generator, which says so in a warning.
 
     Args:
         config: the name; its `weights` are not looked at.
-        img_size: square input, pixels.
+        img_size: of its input, pixels.
 
     Raises:
         VidpipeError: for an unknown name.
@@ -99,12 +99,11 @@ def random_backbone(config: BackboneConfig, img_size: int) -> Backbone:
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import load_open_clip
 
-        vit, state, mean, std = load_open_clip(own, img_size)
-        backbone = _frozen(vit, own, state, mean, std)
+        vit, state = load_open_clip(own, img_size)
+        backbone = _frozen(vit, own, state, input_card(own, vit))
     else:
         plain = _create_timm(own, img_size, None)
-        card = cast(dict[str, Any], plain.pretrained_cfg)
-        backbone = _frozen(plain, own, plain.state_dict(), card["mean"], card["std"])
+        backbone = _frozen(plain, own, plain.state_dict(), input_card(own, plain))
     warnings.warn(
         f"{config.name}: no weights were given, so the backbone is random; pass a file or hub",
         stacklevel=3,
@@ -112,8 +111,8 @@ def random_backbone(config: BackboneConfig, img_size: int) -> Backbone:
     return backbone
 
 
-def copied_backbone(module: nn.Module, img_size: int | None) -> tuple[Backbone, int]:
-    """A copy of a timm ViT or Swin of one's own, and its input size (None: as it is).
+def copied_backbone(module: nn.Module, img_size: Size | None) -> tuple[Backbone, Size, InputCard]:
+    """A copy of a timm ViT or Swin of one's own, its input size (None: as it is), and its card.
 
     The module itself is not touched. Its hash is that of its `state_dict`, so that a file of that is
     known as the same weights. Without `pretrained_cfg`, ImageNet's mean and std are assumed, which a
@@ -126,49 +125,38 @@ def copied_backbone(module: nn.Module, img_size: int | None) -> tuple[Backbone, 
     name = str(card.get("architecture") or type(module).__name__)
     vit: Any = _supported(copy.deepcopy(module), name)
     vit.reset_classifier(0)
-    grid = cast(Any, vit.patch_embed).img_size
-    own_size = int(grid[0]) if grid is not None else int(card.get("input_size", (3, 224))[-1])
+    said = InputCard.of_model(vit, name)
+    made_for = cast(Any, vit.patch_embed).img_size
+    own_size = said.size if made_for is None else size_of(*made_for)
     state, size = module.state_dict(), img_size or own_size
+    refuse_dropped_pixels(vit, name, size, said.size)
     if size != own_size:
+        before = grid_of(vit)
         with _explained(name, size):
-            cast(Any, vit).set_input_size(img_size=(size, size))
+            set_size(vit, size)
         # Once more, and with the resizing that all backbones get.
-        fit_state(vit.float(), state, name)
+        fit_state(vit.float(), state, name, before)
     if not {"mean", "std"} <= card.keys():
         warnings.warn(
             f"{name}: the module has no pretrained_cfg with mean and std; ImageNet's are assumed",
             stacklevel=3,
         )
-    mean = card.get("mean", IMAGENET_DEFAULT_MEAN)
-    std = card.get("std", IMAGENET_DEFAULT_STD)
     config = BackboneConfig(name=name, weights=GIVEN)
-    return _frozen(vit.float(), config, state, mean, std), size
-
-
-def default_size(config: BackboneConfig) -> int:
-    """Pixels a side that the zoo made this model for. Raises VidpipeError for an unknown name."""
-    if config.source == "open_clip":
-        from vidpipe.backbones.openclip import image_size
-
-        return image_size(config)
-    _refuse_unknown(config.name.partition(".")[0])
-    card = timm.get_pretrained_cfg(config.name)
-    return int(card.input_size[-1]) if card is not None else 224
+    return _frozen(vit.float(), config, state, said), size, said
 
 
 def _frozen(
     vit: nn.Module,
     config: BackboneConfig,
     state: Mapping[str, Tensor],
-    mean: Sequence[float],
-    std: Sequence[float],
+    card: InputCard,
 ) -> Backbone:
     vit.eval().requires_grad_(False)
     sha256 = state_sha256(state)
-    return Backbone(vit, config, sha256, activation_of(vit), tuple(mean), tuple(std))
+    return Backbone(vit, config, sha256, activation_of(vit), card.mean, card.std)
 
 
-def architecture(config: BackboneConfig, img_size: int) -> nn.Module:
+def architecture(config: BackboneConfig, img_size: Size) -> nn.Module:
     """The untrained model of `config`, whatever its weights."""
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import create_tower, tower_to_timm
@@ -177,9 +165,9 @@ def architecture(config: BackboneConfig, img_size: int) -> nn.Module:
     return _create_timm(config, img_size, None)
 
 
-def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> nn.Module:
+def _create_timm(config: BackboneConfig, img_size: Size, hub_tag: str | None) -> nn.Module:
     name, _, own_tag = config.name.partition(".")
-    _refuse_unknown(name)
+    refuse_unknown(name)
     _refuse_other_family(name)
     tag = hub_tag or own_tag
     try:
@@ -192,6 +180,7 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
                 **_one_size(name),
             )
     except VidpipeError:
+        _refuse_by_own_patches(name, img_size)
         raise
     except TypeError:
         # ViTs and Swins take an image size; most families do not.
@@ -200,22 +189,17 @@ def _create_timm(config: BackboneConfig, img_size: int, hub_tag: str | None) -> 
         ) from None
     except Exception as error:  # the hub's client raises many kinds; all mean no weights
         if hub_tag is None:
+            _refuse_by_own_patches(name, img_size)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise VidpipeError(
-                f"backbone: {name} at transform.size {img_size}: {reason}"
+                f"backbone: {name} at transform.size {words(img_size)}: {reason}"
             ) from error
         raise VidpipeError(
             f"backbone.weights: {name} could not be downloaded ({type(error).__name__}); "
             "name a local weights file instead"
         ) from error
-    if isinstance(model, SwinTransformer):
-        patch = cast(tuple[int, int], model.patch_embed.patch_size)[0]
-        if img_size % patch:
-            raise VidpipeError(f"transform.size: {img_size} is no multiple of {name}'s {patch}")
     vit = _supported(model, name)
-    grid = getattr(vit.patch_embed, "grid_size", None)
-    if grid is not None and not all(grid):
-        raise VidpipeError(f"transform.size: {img_size} is less than one patch of {name}")
+    refuse_dropped_pixels(vit, name, img_size, InputCard.of_model(vit, name).size)
     return vit
 
 
@@ -225,13 +209,23 @@ def _one_size(name: str) -> dict[str, Any]:
     return {"dynamic_img_size": False} if eva else {}
 
 
+def _refuse_by_own_patches(name: str, img_size: Size) -> None:
+    """For a size at which a model cannot be built, which a convolutional stem may not say why."""
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=0)
+    if hasattr(model, "patch_embed"):
+        refuse_dropped_pixels(model, name, img_size, None)
+
+
 @contextmanager
-def _explained(name: str, img_size: int) -> Iterator[None]:
+def _explained(name: str, img_size: Size) -> Iterator[None]:
     """Name model and size where timm refuses the size."""
     try:
         yield
     except (AssertionError, ValueError) as error:
-        raise VidpipeError(f"backbone: {name} at transform.size {img_size}: {error}") from error
+        raise VidpipeError(
+            f"backbone: {name} at transform.size {words(img_size)}: {error}"
+        ) from error
 
 
 def _supported(model: nn.Module, name: str) -> nn.Module:
@@ -243,11 +237,6 @@ def _supported(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def _refuse_unknown(name: str) -> None:
-    if not timm.is_model(name):
-        raise VidpipeError(f"backbone.name: timm has no model {name!r}{_nearest(name)}")
-
-
 def _refuse_other_family(name: str) -> None:
     """Before it is built: some of them are large. Models that others registered are looked at later."""
     module = timm.model_entrypoint(name).__module__
@@ -257,8 +246,3 @@ def _refuse_other_family(name: str) -> None:
             f"backbone.name: {name} is not a ViT, Eva or Swin but of timm's {family} models; "
             f"{nearest_that_loads(name)}"
         )
-
-
-def _nearest(name: str) -> str:
-    near = get_close_matches(name, timm.list_models(), n=1, cutoff=0.5)
-    return f"; nearest is {near[0]}" if near else ""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from vidpipe.config.section import AbsentAtDefault, NotDecisive, Place, Section, Seed, ascending
 from vidpipe.data.group_pattern import compiled, is_pattern
+from vidpipe.image_size import Size, sides, size_of, words
 
 Layout = Literal["folders", "table", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51"]
 
@@ -130,6 +132,10 @@ class SamplingConfig(Section):
 Share = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(ge=1 / 16, le=16)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
+Side = Annotated[int, Field(ge=14, le=2048)]
+LONGEST_ASPECT = 4
+"""Of an input: how many times the longer side may be the shorter."""
+CropPct = Annotated[float, Field(ge=0.25, le=1)]
 MixAlpha = Annotated[float, Field(ge=0, le=1000)]
 
 
@@ -156,7 +162,20 @@ class ColorJitterConfig(Section):
 
 
 class TransformConfig(Section):
-    size: int = Field(ge=14, le=1024, description="square input of the backbone, pixels")
+    size: Side | tuple[Side, Side] | None = Field(
+        None,
+        description="input of the backbone, pixels: one number for a square, [height, width], "
+        "or null for what its weights' card says",
+    )
+    interpolation: Annotated[Literal["bilinear", "bicubic", "card"], AbsentAtDefault()] = Field(
+        "bilinear",
+        description="of every resizing (the papers: bilinear); card: as the weights' card",
+    )
+    crop_pct: Annotated[CropPct | Literal["card"], AbsentAtDefault()] = Field(
+        1.0,
+        description="share of the resized frame's height and width that a view covers, of the side "
+        "that fits tighter, where nothing is drawn; the papers: 1.0; card: as the weights' card",
+    )
     crop: Literal["random_resized", "short_side_jitter", "random", "center"] = Field(
         "random_resized", description="in training; evaluation crops along the long side"
     )
@@ -179,13 +198,38 @@ class TransformConfig(Section):
     mixup_alpha: MixAlpha = Field(0.0, description="Beta(a, a) weights pairs of clips; 0: off")
     cutmix_alpha: MixAlpha = Field(0.0, description="as mixup; with both, each half of the time")
 
+    @field_validator("size", mode="wrap")
+    @classmethod
+    def _one_form(cls, value: Any, handler: Callable[[Any], Size | None]) -> Size | None:
+        try:
+            size = handler(value)
+        except ValidationError:
+            raise ValueError(
+                f"{reprlib.repr(value)}, expected pixels from 14 to 2048: one number for a square, or "
+                "[height, width]; null is the backbone's own size"
+            ) from None
+        if size is None:
+            return None
+        if max(sides(size)) > LONGEST_ASPECT * min(sides(size)):
+            raise ValueError(
+                f"{words(size)}, expected one side at most {LONGEST_ASPECT} times the other"
+            )
+        return size_of(*sides(size))
+
     @model_validator(mode="after")
     def _possible(self) -> TransformConfig:
         if self.crop == "short_side_jitter":
             low, high = self.short_side or (0, 0)
-            if not self.size <= low <= high:
+            least = 1 if self.size is None else min(sides(self.size))
+            if not least <= low <= high:
+                size = "null" if self.size is None else words(self.size)
                 raise ValueError(
                     f"crop short_side_jitter needs short_side: [low, high] with "
-                    f"size {self.size} <= low <= high"
+                    f"size {size} <= low <= high"
                 )
         return self
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to the card of the backbone's weights."""
+        return self.size is not None and "card" not in (self.interpolation, self.crop_pct)

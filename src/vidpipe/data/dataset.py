@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import SamplingConfig, SubsetConfig, TransformConfig
-from vidpipe.data.model_input import crop_views
+from vidpipe.data.model_input import InputForm, crop_views
 from vidpipe.data.sampling import test_indices, train_indices
 from vidpipe.data.transforms import ClipTransform, mirrored_labels
 from vidpipe.errors import VidpipeError
@@ -119,7 +119,7 @@ class Clips:
 
 
 class TrainSet(Dataset[dict[str, Any]]):
-    """Items are addressed by (epoch, index); `video` is (T, 3, S, S) uint8.
+    """Items are addressed by (epoch, index); `video` is (T, 3, h, w) uint8.
 
     A clip that cannot be read gives its place to another, f(seed, epoch, index) like all else:
     `replaced` says so, `asked` is the clip that was to be read and `index` the one that was. Whoever
@@ -174,9 +174,10 @@ class TrainSet(Dataset[dict[str, Any]]):
 
 
 class ViewSet(Dataset[dict[str, Any]]):
-    """Items are addressed by index; `video` is (views, T, 3, S, S) uint8, all read in one pass.
+    """Items are addressed by index; `video` is (views, T, 3, h, w) uint8, all read in one pass.
 
-    Views are temporal clips x spatial crops (1: centre; 3: along the long side), clips first.
+    Views are temporal clips x spatial crops (1: centre; 3: along the side that sticks out), clips
+    first.
     """
 
     def __init__(
@@ -191,7 +192,7 @@ class ViewSet(Dataset[dict[str, Any]]):
         self.sampling = sampling
         self.temporal_clips = temporal_clips
         self.spatial_crops = spatial_crops
-        self.size = transform.size
+        self.form = InputForm.of(transform)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -200,7 +201,7 @@ class ViewSet(Dataset[dict[str, Any]]):
         indices = test_indices(self.clips.num_frames(i), self.sampling, self.temporal_clips)
         unique, where = np.unique(indices, return_inverse=True)
         frames = self.clips.read(i, unique.tolist())
-        video = crop_views(frames, where.reshape(indices.shape), self.size, self.spatial_crops)
+        video = crop_views(frames, where.reshape(indices.shape), self.form, self.spatial_crops)
         return {"video": video, "label": int(self.clips.labels[i]), "index": i}
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from vidpipe.data.model_input import middle_view
+from vidpipe.data.model_input import InputForm, middle_view
 from vidpipe.errors import VidpipeError
 
 
@@ -31,7 +31,7 @@ class OwnClips:
     name_of_set: str
     num_frames: int
     num_classes: int
-    size: int
+    form: InputForm
     seed: int
 
     def __post_init__(self) -> None:
@@ -55,14 +55,14 @@ class OwnClips:
         return f"{self.name_of_set}[{i}]"
 
     def read(self, epoch: int, i: int) -> tuple[Tensor, int]:
-        """((T, 3, size, size) uint8, label). Raises VidpipeError for an item of another form."""
+        """((T, 3, h, w) uint8, label). Raises VidpipeError for an item of another form."""
         with seeded(self.seed, epoch, i):
             item = self.data[i]
         try:
             frames, label = item
             label = int(label)
             frames = torch.as_tensor(frames)
-            video = middle_view(frames, self.size)
+            video = middle_view(frames, self.form)
         except VidpipeError as error:
             raise VidpipeError(f"{self.name(i)}: {error}") from None
         except (TypeError, ValueError, RuntimeError) as error:

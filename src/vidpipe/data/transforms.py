@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 
 from vidpipe.config.messages import nearest
 from vidpipe.data.config import RandAugmentConfig, TransformConfig
+from vidpipe.data.model_input import InputForm
 from vidpipe.errors import VidpipeError
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,15 @@ class ClipTransform:
 
     def __init__(self, config: TransformConfig) -> None:
         self.config = config
+        self.form = form = InputForm.of(config)
+        height, width = form.sides
         self.resized_crop = T.RandomResizedCrop(
-            config.size, scale=config.scale, ratio=config.ratio, antialias=True
+            form.sides,
+            scale=config.scale,
+            # The distortion is relative to the input's own aspect ratio.
+            ratio=tuple(ratio * (width / height) for ratio in config.ratio),
+            interpolation=form.mode,
+            antialias=True,
         )
         steps: list[Any] = []
         if (augment := config.rand_augment) is not None:
@@ -52,7 +60,7 @@ class ClipTransform:
         self.after_crop = steps
 
     def __call__(self, frames: Tensor) -> tuple[Tensor, bool]:
-        """(T, 3, H, W) uint8 -> (T, 3, size, size) uint8, and whether it was mirrored."""
+        """(T, 3, H, W) uint8 -> (T, 3, h, w) uint8, and whether it was mirrored."""
         video = self._crop(frames)
         flipped = self.config.flip and torch.rand(1).item() < 0.5
         if flipped:
@@ -66,24 +74,35 @@ class ClipTransform:
         return video, flipped
 
     def _crop(self, frames: Tensor) -> Tensor:
-        size, crop = self.config.size, self.config.crop
+        crop = self.config.crop
         if crop == "random_resized":
             cropped: Tensor = self.resized_crop(frames)
             return cropped
+        # The box of the decoded frame that becomes the input: to resize the frame and then crop is to
+        # crop this and resize.
         height, width = frames.shape[-2:]
-        side = short = min(height, width)
+        rows, columns = largest_box(height, width, self.form.sides)
         if crop == "short_side_jitter" and self.config.short_side is not None:
-            # To resize the short side to `target` and then crop `size` is to crop this and resize.
             low, high = self.config.short_side
             target = int(torch.randint(low, high + 1, ()))
-            side = max(1, round(size * short / target))
+            short = min(self.form.sides)
+            rows, columns = (max(1, round(short * side / target)) for side in (rows, columns))
         if crop == "center":
-            top, left = (height - side) // 2, (width - side) // 2
+            rows, columns = (max(1, round(side * self.form.crop_pct)) for side in (rows, columns))
+            top, left = (height - rows) // 2, (width - columns) // 2
         else:
-            top = int(torch.randint(0, height - side + 1, ()))
-            left = int(torch.randint(0, width - side + 1, ()))
-        box = F.crop(frames, top, left, side, side)
-        return F.resize(box, [size, size], antialias=True)
+            top = int(torch.randint(0, height - rows + 1, ()))
+            left = int(torch.randint(0, width - columns + 1, ()))
+        box = F.crop(frames, top, left, rows, columns)
+        return F.resize(box, list(self.form.sides), interpolation=self.form.mode, antialias=True)
+
+
+def largest_box(height: int, width: int, aspect: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the largest box of aspect ratio `aspect` (height, width) within a frame."""
+    tall, wide = aspect
+    if height * wide <= width * tall:
+        return height, max(1, round(height * wide / tall))
+    return max(1, round(width * tall / wide)), width
 
 
 class RandAugment:

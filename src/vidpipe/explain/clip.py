@@ -33,7 +33,7 @@ class View:
 @dataclass(frozen=True)
 class Explanation:
     frames: Tensor
-    """(T, 3, S, S) uint8, as the model sees them but for normalisation."""
+    """(T, 3, h, w) uint8, as the model sees them but for normalisation."""
     views: list[View]
     class_token_over_time: Tensor | None
     """(T, T), query frame x key frame, where the class token attends over time (AIM)."""
@@ -69,15 +69,15 @@ def explain_clip(
     grad_cam: bool = False,
     target: int | None = None,
 ) -> Explanation:
-    """Explain one clip: frames (T, 3, S, S) uint8, as many and of the size that the model is for.
+    """Explain one clip: frames (T, 3, h, w) uint8, as many and of the size that the model is for.
 
     `block`: whose attention, and whose input for Grad-CAM. `target`: Grad-CAM's class; None: the
     predicted one. Raises VidpipeError for a Swin, a block that is not there, and other frames.
     """
-    size = trained.transform.size
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, size, size):
+    height, width = trained.form.sides
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, height, width):
         raise VidpipeError(
-            f"explain: expected uint8 frames (T, 3, {size}, {size}), got {frames.dtype} "
+            f"explain: expected uint8 frames (T, 3, {height}, {width}), got {frames.dtype} "
             f"{tuple(frames.shape)}"
         )
     model = trained.model

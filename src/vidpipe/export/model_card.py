@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vidpipe.config.identity import deciding_keys
+from vidpipe.config.identity import deciding, deciding_keys
 from vidpipe.export.packaging import describe
 from vidpipe.export.parity import Parity
 from vidpipe.methods.base import VideoModel
@@ -101,6 +101,7 @@ def _overview(trained: TrainedModel, exported: VideoModel) -> list[tuple[str, st
         else f"adapters kept ({trained.model.not_mergeable})"
     )
     backbone, sampling = trained.backbone, trained.sampling
+    height, width = trained.form.sides
     stride = f" at a stride of {sampling.stride}" if sampling.strategy == "dense" else ""
     return [
         ("method", source),
@@ -109,8 +110,8 @@ def _overview(trained: TrainedModel, exported: VideoModel) -> list[tuple[str, st
         ("its weights", f"sha256 of the tensors `{backbone.sha256}`"),
         (
             "input",
-            f"{sampling.num_frames} RGB frames of {trained.transform.size} x "
-            f"{trained.transform.size} px, {sampling.strategy} sampling{stride}",
+            f"{sampling.num_frames} RGB frames of {height} x {width} px, {sampling.strategy} "
+            f"sampling{stride}",
         ),
         ("normalisation", f"mean {list(backbone.mean)}, std {list(backbone.std)}"),
         ("output", f"{len(trained.classes)} logits"),
@@ -169,6 +170,12 @@ def _data(classes: Sequence[str], facts: Facts) -> str:
     return f"Clips: {counts}. Videos left out: {left_out or 'none'}.\n\nClasses: {names}."
 
 
+def _augmentation(trained: TrainedModel) -> dict[str, Any]:
+    """What is drawn in training, and how the frames become the input."""
+    values: dict[str, Any] = deciding(trained.transform)
+    return {name: value for name, value in values.items() if name != "size"}
+
+
 def _training(trained: TrainedModel, exported: VideoModel, facts: Facts) -> str:
     known = facts.training
     decisive = deciding_keys(TrainConfig)
@@ -177,7 +184,7 @@ def _training(trained: TrainedModel, exported: VideoModel, facts: Facts) -> str:
     lines = [
         f"- method: {_options(trained.model.config.model_dump(mode='json'))}",
         f"- settings: {_options(settings) if settings else 'unknown'}",
-        f"- augmentation: {_options(trained.transform.model_dump(mode='json', exclude={'size'}))}",
+        f"- augmentation: {_options(_augmentation(trained))}",
     ]
     if all(key in known for key in CHOSEN):
         lines.append(

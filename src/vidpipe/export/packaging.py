@@ -23,7 +23,7 @@ def inference_model(model: VideoModel) -> VideoModel:
 
 def describe(trained: TrainedModel, exported: VideoModel) -> dict[str, Any]:
     """config.json: how to rebuild the model, and what a caller must know."""
-    size = trained.transform.size
+    form = trained.form
     return Card.of(
         PACKAGE,
         replace(trained, model=exported),
@@ -32,8 +32,8 @@ def describe(trained: TrainedModel, exported: VideoModel) -> dict[str, Any]:
         input={
             "name": "clips",
             "dtype": "uint8",
-            "shape": ["batch", trained.sampling.num_frames, 3, size, size],
-            "meaning": "RGB frames, short side resized to the size and cropped; not normalised",
+            "shape": ["batch", trained.sampling.num_frames, 3, *form.sides],
+            "meaning": f"RGB frames, {form}; not normalised",
         },
         output={"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
     ).plain()

@@ -1,6 +1,6 @@
 """Models as programs that run without vidpipe: `torch.export` (needs torch alone) and ONNX.
 
-Each takes uint8 RGB clips (N, T, 3, S, S), any N, and gives fp32 logits (N, C): normalisation is
+Each takes uint8 RGB clips (N, T, 3, h, w), any N, and gives fp32 logits (N, C): normalisation is
 inside. What else a caller must know (class names, sampling, size) is JSON in the file: the extra file
 `vidpipe.json` of a .pt2, the metadata property `vidpipe` of an ONNX model. Neither holds a path or a
 time, so equal models give equal bytes.
@@ -33,7 +33,7 @@ OPSET = 23
 
 
 class PixelModel(nn.Module):
-    """(N, T, 3, S, S) uint8 -> (N, C) fp32 logits; in between it computes in `dtype`."""
+    """(N, T, 3, h, w) uint8 -> (N, C) fp32 logits; in between it computes in `dtype`."""
 
     offset: Tensor
     scale: Tensor
@@ -109,8 +109,7 @@ def write_program(
 def _traced(pixels: PixelModel) -> ExportedProgram:
     """The graph for any number of clips. Without what only a debugger reads: paths of this machine."""
     model = pixels.model
-    size = _size(pixels)
-    example = torch.zeros(2, model.num_frames, 3, size, size, dtype=torch.uint8)
+    example = torch.zeros(2, model.num_frames, 3, *_size(pixels), dtype=torch.uint8)
     with torch.no_grad():
         program = torch.export.export(
             pixels, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
@@ -124,9 +123,10 @@ def _traced(pixels: PixelModel) -> ExportedProgram:
     return program
 
 
-def _size(pixels: PixelModel) -> int:
+def _size(pixels: PixelModel) -> tuple[int, int]:
     patches: Any = pixels.model.vit.patch_embed
-    return int(patches.img_size[0])
+    height, width = patches.img_size
+    return int(height), int(width)
 
 
 def _write_onnx(program: ExportedProgram, path: Path, card: Mapping[str, Any]) -> None:
@@ -167,7 +167,7 @@ def _quantise(trained: TrainedModel, path: Path, card: Mapping[str, Any]) -> Non
 
 
 def open_program(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
-    """A written program as a function of uint8 clips (N, T, 3, S, S); on the CPU. `threads` is for
+    """A written program as a function of uint8 clips (N, T, 3, h, w); on the CPU. `threads` is for
     onnxruntime; torch has its own setting.
 
     Raises VidpipeError for a file that is missing or cannot be read, and for a .pt2 that could run code

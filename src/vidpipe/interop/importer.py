@@ -22,6 +22,7 @@ from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import Backbone, load_backbone
 from vidpipe.config.messages import explain
 from vidpipe.data.config import SamplingConfig, TransformConfig
+from vidpipe.data.model_input import InputForm
 from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.interop.method_options import method_config
 from vidpipe.interop.names import depth_of, frames_of, grid_of, translate
@@ -168,7 +169,7 @@ def bind(released: Released, backbone: Backbone, options: ImportOptions) -> Trai
         transform = TransformConfig(size=size[0])
     except ValidationError as error:
         raise VidpipeError(f"{released.file}: {explain(error, SamplingConfig)}") from None
-    model = build_on(backbone, size[0], method, len(classes), frames, config)
+    model = build_on(backbone, InputForm.of(transform), method, len(classes), frames, config)
     _take_over(released, backbone, model)
     return TrainedModel(model.eval(), backbone, classes, sampling, transform)
 

@@ -20,8 +20,9 @@ from vidpipe.backbones.families import view_of
 from vidpipe.backbones.ops import fold_frames
 from vidpipe.backbones.view import ImageView
 from vidpipe.backbones.zoo import Backbone
-from vidpipe.data.model_input import middle_view, to_input
+from vidpipe.data.model_input import InputForm, middle_view, to_input
 from vidpipe.errors import VidpipeError
+from vidpipe.image_size import Size
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.noise import ClipDropout, ClipNoise, Keys
 from vidpipe.weights import refuse_mismatch
@@ -61,8 +62,8 @@ class VideoModel(nn.Module):
     backbone: Backbone
     """What it was made on, with the normalisation; of models that `vidpipe.create_model` or
     `vidpipe.load` made."""
-    img_size: int
-    """Of its square input, pixels; set with `backbone`."""
+    form: InputForm
+    """Of its input: size, and how a frame becomes one; set with `backbone`."""
     recomputed: int = 0
     """Leading blocks under activation checkpointing: the backward pass runs them again."""
 
@@ -139,16 +140,21 @@ class VideoModel(nn.Module):
             x = self.run_block(index, block, x, num_frames)
         return self.classify(x, num_frames)
 
+    @property
+    def img_size(self) -> Size:
+        """Of its input, pixels: one number for a square, else (height, width)."""
+        return self.form.size
+
     def preprocess(self, frames: Tensor) -> Tensor:
         """Frames as they were decoded -> the model's input, by evaluation's centre view.
 
         Args:
-            frames: uint8 RGB, (T, 3, H, W) or (B, T, 3, H, W), of any size: the short side is resized
-                to `img_size` and the middle cropped.
+            frames: uint8 RGB, (T, 3, H, W) or (B, T, 3, H, W), of any size: they are resized until they
+                just cover `img_size`, and the middle is cropped (`InputForm`).
 
         Returns:
-            (B, 3, T, img_size, img_size) fp32, normalised as the backbone's weights expect, on the
-            model's device.
+            (B, 3, T, h, w) fp32 of `img_size` (h, w), normalised as the backbone's weights expect, on
+            the model's device.
 
         Raises:
             VidpipeError: for another shape or type.
@@ -167,7 +173,7 @@ class VideoModel(nn.Module):
                 "this model was built without its backbone's normalisation; make it by "
                 "vidpipe.create_model or vidpipe.load"
             )
-        video = middle_view(frames, self.img_size).to(self.head.weight.device)
+        video = middle_view(frames, self.form).to(self.head.weight.device)
         return to_input(video, self.backbone.mean, self.backbone.std)
 
     def run_block(self, index: int, block: Any, x: Tensor, num_frames: int) -> Tensor:

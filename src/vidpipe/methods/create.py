@@ -10,15 +10,18 @@ from pydantic import ValidationError
 from torch import nn
 
 from vidpipe.backbones.config import RANDOM, BackboneConfig
+from vidpipe.backbones.input_card import completed
 from vidpipe.backbones.zoo import (
     Backbone,
     copied_backbone,
-    default_size,
     load_backbone,
     random_backbone,
 )
 from vidpipe.config.messages import explain, nearest
+from vidpipe.data.config import TransformConfig
+from vidpipe.data.model_input import InputForm
 from vidpipe.errors import VidpipeError
+from vidpipe.image_size import Size
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.registry import METHODS, build_method
@@ -51,7 +54,9 @@ def create_model(
     num_classes: int,
     num_frames: int,
     weights: str | Path | None = None,
-    img_size: int | None = None,
+    img_size: Size | None = None,
+    interpolation: str = "bilinear",
+    crop_pct: float | str = 1.0,
     **options: Any,
 ) -> VideoModel:
     """A video model: `method` on a frozen image transformer.
@@ -63,12 +68,17 @@ def create_model(
         num_frames: frames of a clip, T.
         weights: a local .safetensors, .pt or .pth file; `"hub"` or `"hub:TAG"` downloads; None leaves a
             named backbone random, with a warning. A module brings its own.
-        img_size: square input in pixels; None: the size that the backbone was made for.
+        img_size: input in pixels, one number for a square or (height, width); None: the size that the
+            backbone was made for.
+        interpolation: of `model.preprocess`: `"bilinear"`, as in the papers, `"bicubic"`, or `"card"`
+            for what the backbone's weights were made with.
+        crop_pct: share of the resized frame that `model.preprocess` crops; 1.0 as in the papers, or
+            `"card"`.
         options: of the method, as under `methods.NAME` in params.yaml, such as `bottleneck_ratio=0.25`.
 
     Returns:
-        A model from (B, 3, T, img_size, img_size) normalised clips to (B, num_classes) logits, in fp32
-        and in training mode. `model.preprocess(frames)` makes its input,
+        A model from (B, 3, T, h, w) normalised clips to (B, num_classes) logits, in fp32 and in training
+        mode. `model.preprocess(frames)` makes its input,
         `model.parameter_groups(lr=..., weight_decay=...)` what an optimizer takes.
 
     Raises:
@@ -93,8 +103,7 @@ def create_model(
     config = method_config(method, options)
     for name, value in (("num_classes", num_classes), ("num_frames", num_frames)):
         _refuse_impossible(name, value)
-    if img_size is not None:
-        _refuse_impossible("img_size", img_size)
+    wanted = _transform(img_size, interpolation, crop_pct)
     if isinstance(backbone, nn.Module):
         _refuse_second_method(backbone)
         if weights is not None:
@@ -102,23 +111,24 @@ def create_model(
                 f"weights: {weights} given, but the backbone is a module, which has its own; leave it "
                 "out, or name the backbone"
             )
-        loaded, size = copied_backbone(backbone, img_size)
+        loaded, size, card = copied_backbone(backbone, wanted.size)
+        transform = completed(wanted.model_copy(update={"size": size}), card)
     elif isinstance(backbone, str):
         named = BackboneConfig.of(backbone, RANDOM if weights is None else str(weights))
-        size = img_size or default_size(named)
+        transform = completed(wanted, named)
         load = random_backbone if weights is None else load_backbone
-        loaded = load(named, size)
+        loaded = load(named, InputForm.of(transform).size)
     else:
         raise VidpipeError(
             f"backbone: a {type(backbone).__name__}, expected a name of vidpipe.list_backbones() or a "
             "timm module"
         )
-    return create_on(loaded, size, method, num_classes, num_frames, config)
+    return create_on(loaded, InputForm.of(transform), method, num_classes, num_frames, config)
 
 
 def create_on(
     backbone: Backbone,
-    img_size: int,
+    form: InputForm,
     method: str,
     num_classes: int,
     num_frames: int,
@@ -129,20 +139,20 @@ def create_on(
         clip = "clip" in backbone.config.name or backbone.config.source == "open_clip"
         scale = CLIP_LR_SCALE if clip and method == "full_finetune" else 1.0
         config = config.model_copy(update={"pretrained_lr_scale": scale})
-    return build_on(backbone, img_size, method, num_classes, num_frames, config)
+    return build_on(backbone, form, method, num_classes, num_frames, config)
 
 
 def build_on(
     backbone: Backbone,
-    img_size: int,
+    form: InputForm,
     method: str,
     num_classes: int,
     num_frames: int,
     config: MethodConfig,
 ) -> VideoModel:
-    """`build_method`, and what its input has to be: `model.backbone` and `model.img_size`."""
+    """`build_method`, and what its input has to be: `model.backbone` and `model.form`."""
     model = build_method(method, backbone.vit, num_classes, num_frames, config)
-    model.backbone, model.img_size = backbone, img_size
+    model.backbone, model.form = backbone, form
     for vit in (backbone.vit, model.vit):
         vit.vidpipe_method = method  # type: ignore[assignment]
     return model
@@ -156,6 +166,16 @@ def method_config(method: str, options: dict[str, Any]) -> MethodConfig:
         return METHODS[method].Config.model_validate(options)
     except ValidationError as error:
         raise VidpipeError(explain(error, METHODS[method].Config, method)) from None
+
+
+def _transform(size: Any, interpolation: Any, crop_pct: Any) -> TransformConfig:
+    """The arguments as the schema has them. Raises VidpipeError."""
+    given = {"size": size, "interpolation": interpolation, "crop_pct": crop_pct}
+    try:
+        return TransformConfig.model_validate(given)
+    except ValidationError as error:
+        line = explain(error, TransformConfig)
+        raise VidpipeError(line.replace("size:", "img_size:", 1)) from None
 
 
 def _refuse_second_method(module: nn.Module) -> None:

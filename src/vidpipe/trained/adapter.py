@@ -17,12 +17,15 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vidpipe.backbones.positions import grid_header
 from vidpipe.backbones.zoo import Backbone, architecture
 from vidpipe.config.messages import explain
 from vidpipe.config.section import OnlyTraining, Section, mark
 from vidpipe.data.config import SamplingConfig, TransformConfig
+from vidpipe.data.model_input import InputForm
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, write_json
+from vidpipe.image_size import Size
 from vidpipe.methods.registry import VideoModel
 from vidpipe.trained.card import (
     ADAPTER,
@@ -31,8 +34,8 @@ from vidpipe.trained.card import (
     Card,
     TrainedModel,
     read_card,
-    refuse_other_weights,
 )
+from vidpipe.trained.frozen import refuse_other_weights
 from vidpipe.weights import read_tensors, refuse_mismatch, state_sha256
 
 Options = TypeVar("Options", bound=Section)
@@ -84,7 +87,8 @@ def save_adapter(
     with atomic_folder(folder) as temporary:
         save_file(state, temporary / TENSORS[ADAPTER])
         if frozen is not None:
-            save_file(frozen, temporary / OWN_BACKBONE)
+            header = grid_header(trained.backbone.vit)
+            save_file(frozen, temporary / OWN_BACKBONE, metadata=header or None)
         write_json(temporary / "config.json", card.plain())
 
 
@@ -122,7 +126,7 @@ def save(
         classes: names of the classes, in the order of the logits.
         sampling: which frames of a video make a clip, such as `{"strategy": "dense", "stride": 16}`;
             None: uniform.
-        transform: of the input, as in params.yaml; None: its size only.
+        transform: of the input, as in params.yaml; None: `model.form` only.
         extract: `{"short_side": pixels, "fps": rate or None}` of the decoded frames it learned on; None:
             a short side in proportion, and each video's own rate.
         training: what else is worth recording of the training.
@@ -146,8 +150,8 @@ def save(
         ...     sorted(file.name for file in out.iterdir())
         ['adapter.safetensors', 'config.json']
     """
-    backbone, size = getattr(model, "backbone", None), getattr(model, "img_size", None)
-    if not isinstance(backbone, Backbone) or not isinstance(size, int):
+    backbone, form = getattr(model, "backbone", None), getattr(model, "form", None)
+    if not isinstance(backbone, Backbone) or not isinstance(form, InputForm):
         raise VidpipeError(
             f"save: this {type(model).__name__} does not know its backbone; make it by "
             "vidpipe.create_model"
@@ -162,12 +166,12 @@ def save(
         _options(
             SamplingConfig, "sampling", sampling, strategy="uniform", num_frames=model.num_frames
         ),
-        _options(TransformConfig, "transform", transform, size=size),
+        _options(TransformConfig, "transform", transform, **vars(form)),
         dict(extract or {}),
     )
     target, config = Path(folder), backbone.config
     known = config.hub_tag is not None or Path(config.weights).is_file()
-    frozen = None if known else _frozen_state(backbone, size)
+    frozen = None if known else _frozen_state(backbone, form.size)
     save_adapter(target, trained, dict(training or {}), frozen)
     return target
 
@@ -177,16 +181,17 @@ def _options(
 ) -> Options:
     """`given` as `schema` has it, over the model's `own` values; another size or number is refused."""
     plain = given.model_dump() if isinstance(given, BaseModel) else dict(given or {})
-    for key in plain.keys() & {"num_frames", "size"}:
-        if plain[key] != own[key]:
-            raise VidpipeError(f"{what}.{key}: {plain[key]}, but the model was made for {own[key]}")
     try:
-        return schema.model_validate({**own, **plain})
+        found = schema.model_validate({**own, **plain})
     except ValidationError as error:
         raise VidpipeError(explain(error, schema, what)) from None
+    for key in own.keys() - {"strategy"}:
+        if (value := getattr(found, key)) != own[key]:
+            raise VidpipeError(f"{what}.{key}: {value}, but the model was made for {own[key]}")
+    return found
 
 
-def _frozen_state(backbone: Backbone, size: int) -> dict[str, Tensor]:
+def _frozen_state(backbone: Backbone, size: Size) -> dict[str, Tensor]:
     """The image model's own tensors. Raises VidpipeError where its name would not rebuild it."""
     with torch.device("meta"):
         expected = architecture(backbone.config, size).state_dict()

@@ -8,11 +8,10 @@ compared with those of the model that the card describes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import (
@@ -27,15 +26,19 @@ from pydantic import (
 from torch import nn
 
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.input_card import Mean, Std
 from vidpipe.backbones.zoo import Backbone, architecture, load_backbone
+from vidpipe.config.identity import deciding
 from vidpipe.config.messages import explain, nearest
 from vidpipe.data.config import SamplingConfig, TransformConfig
+from vidpipe.data.model_input import InputForm
 from vidpipe.errors import VidpipeError
 from vidpipe.files import read_json
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.create import build_on
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
 from vidpipe.text import printable
+from vidpipe.trained.frozen import refuse_other_weights, shared
 from vidpipe.version import __version__
 from vidpipe.video.config import ExtractConfig
 from vidpipe.weights import read_header, read_tensors, refuse_mismatch, state_sha256
@@ -54,9 +57,6 @@ MAX_BYTES = 16 * 2**20
 MAX_MESSAGE = 600
 """Characters of a description's error: what is wrong may be as long as the file."""
 
-Mean = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
-Std = Annotated[float, Field(ge=1e-3, le=10, allow_inf_nan=False)]
-
 
 @dataclass
 class TrainedModel:
@@ -69,6 +69,11 @@ class TrainedModel:
     transform: TransformConfig
     extract: dict[str, Any] = field(default_factory=dict)
     """`short_side` and `fps` of the frames it learned on; empty where that is not known."""
+
+    @property
+    def form(self) -> InputForm:
+        """Of its input."""
+        return InputForm.of(self.transform)
 
 
 class BackboneCard(BackboneConfig):
@@ -125,6 +130,13 @@ class Card(BaseModel):
         except ValidationError as error:
             raise ValueError(explain(error, METHODS[method].Config)) from None
 
+    @field_validator("transform")
+    @classmethod
+    def _complete(cls, transform: TransformConfig) -> TransformConfig:
+        if not transform.complete:
+            raise ValueError("size, interpolation and crop_pct have to be given")
+        return transform
+
     @field_validator("extract")
     @classmethod
     def _frames(cls, extract: dict[str, Any]) -> dict[str, Any]:
@@ -169,10 +181,15 @@ class Card(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """What is written to config.json."""
-        values = self.model_dump(mode="json")
+        values = self.model_dump(mode="json") | {"transform": deciding(self.transform)}
         if self.format == PACKAGE:
             del values["backbone"]["weights"]
         return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def form(self) -> InputForm:
+        """Of the model's input."""
+        return InputForm.of(self.transform)
 
     # -- from the card to the model -------------------------------------------------------------
 
@@ -206,7 +223,7 @@ class Card(BaseModel):
             )
             own = self._with_normalisation(
                 Backbone(
-                    architecture(config, self.transform.size),
+                    architecture(config, self.form.size),
                     config,
                     self.backbone.weights_sha256,
                     self.backbone.activation,
@@ -218,9 +235,9 @@ class Card(BaseModel):
             model.load_state_dict(read_tensors(tensors))
         else:
             if backbone is None:
-                own = load_backbone(self.backbone_config(folder, weights), self.transform.size)
+                own = load_backbone(self.backbone_config(folder, weights), self.form.size)
             else:
-                own = _shared(backbone, self.transform.size, folder)
+                own = shared(backbone, self.form.size, folder)
             refuse_other_weights(str(folder), self.backbone.weights_sha256, own)
             own = self._with_normalisation(own)
             model = self._model(own)
@@ -233,8 +250,8 @@ class Card(BaseModel):
         return replace(backbone, mean=self.backbone.mean, std=self.backbone.std)
 
     def _model(self, backbone: Backbone) -> VideoModel:
-        size, frames, classes = self.transform.size, self.sampling.num_frames, len(self.classes)
-        return build_on(backbone, size, self.method, classes, frames, self.method_config)
+        frames, classes = self.sampling.num_frames, len(self.classes)
+        return build_on(backbone, self.form, self.method, classes, frames, self.method_config)
 
     def _load_adapter(self, model: VideoModel, tensors: Path) -> None:
         state = read_tensors(tensors)
@@ -258,7 +275,7 @@ class Card(BaseModel):
         )
         try:
             with torch.device("meta"):
-                vit = architecture(config, self.transform.size)
+                vit = architecture(config, self.form.size)
                 model = build_method(
                     self.method,
                     vit,
@@ -309,25 +326,6 @@ def read_card(folder: Path, form: Form | None = None) -> Card:
     except ValidationError as error:
         reason = _short(explain(error, Card))
         raise VidpipeError(f"{source}: not a complete description of a model; {reason}") from None
-
-
-def refuse_other_weights(where: str, recorded: str, backbone: Backbone) -> None:
-    if backbone.sha256 != recorded:
-        raise VidpipeError(
-            f"{where}: trained on weights {recorded[:12]}, but {backbone.config.weights} has "
-            f"{backbone.sha256[:12]}; name the right backbone.weights"
-        )
-
-
-def _shared(backbone: Backbone, size: int, folder: Path) -> Backbone:
-    """The same tensors in modules of their own, so that a method may change the modules."""
-    grid = cast(Any, backbone.vit.patch_embed).img_size
-    if grid is not None and tuple(grid) != (size, size):
-        raise VidpipeError(
-            f"{folder}: made for {size} px, but the backbone it should share is for {grid[0]} px"
-        )
-    memo: dict[int, Any] = {id(p): p for p in backbone.vit.parameters()}
-    return replace(backbone, vit=copy.deepcopy(backbone.vit, memo))
 
 
 def _first_line(error: Exception) -> str:

@@ -156,7 +156,7 @@ class Classifier:
             frames: uint8 RGB (T, 3, H, W) or (B, T, 3, H, W) of any size, one clip or several.
 
         Returns:
-            (B, 3, T, S, S) fp32 on the model's device: the short side resized to S, the middle cropped,
+            (B, 3, T, h, w) fp32 on the model's device: resized to cover (h, w), the middle cropped,
             normalised as the backbone's weights expect.
 
         Raises:
@@ -184,7 +184,7 @@ class Classifier:
             vidpipe.errors.VidpipeError: st_adapter cannot be merged: ...
         """
         merged = self.model.merge().eval()
-        merged.backbone, merged.img_size = self.model.backbone, self.model.img_size
+        merged.backbone, merged.form = self.model.backbone, self.model.form
         return Classifier(
             replace(self.trained, model=merged),
             self._predictor.device,

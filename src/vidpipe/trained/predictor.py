@@ -17,6 +17,7 @@ from vidpipe.data.config import SamplingConfig
 from vidpipe.data.model_input import crop_views, to_input
 from vidpipe.device import Precision, autocast
 from vidpipe.errors import ArgumentError, VidpipeError
+from vidpipe.image_size import Size, sides
 from vidpipe.inference.segments import Segment
 from vidpipe.trained.card import ADAPTER, Card, TrainedModel, read_card
 from vidpipe.video.config import ExtractConfig
@@ -35,7 +36,7 @@ def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str
         f.resolve().parent.name if f.name in ("adapter", "package") else f.name for f in folders
     ]
     opened: dict[str, TrainedModel] = {}
-    backbones: dict[tuple[str, int], Backbone] = {}
+    backbones: dict[tuple[str, Size], Backbone] = {}
     for folder, name in zip(folders, names, strict=True):
         name = name if name and names.count(name) == 1 else str(folder)
         if name in opened:
@@ -47,12 +48,12 @@ def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str
 
 
 def _backbone(
-    card: Card, folder: Path, weights: str | None, known: dict[tuple[str, int], Backbone]
+    card: Card, folder: Path, weights: str | None, known: dict[tuple[str, Size], Backbone]
 ) -> Backbone | None:
     """Of an adapter, its backbone as loaded for the first that has it; a package holds its own."""
     if card.format != ADAPTER:
         return None
-    config, size = card.backbone_config(folder, weights), card.transform.size
+    config, size = card.backbone_config(folder, weights), card.form.size
     key = (f"{config.source} {config.name} {weights or card.backbone.weights_sha256}", size)
     if key not in known:
         known[key] = load_backbone(config, size)
@@ -62,8 +63,8 @@ def _backbone(
 def frames_of(models: Mapping[str, TrainedModel]) -> dict[str, Any]:
     """`extract.short_side` and `fps` of the frames that the models learned on.
 
-    Where none knows: the source's rate, and a short side in proportion to 256 pixels for inputs of
-    224. Raises VidpipeError where two of them differ.
+    Where none knows: the source's rate, and a short side in proportion to 256 pixels for inputs whose
+    short side is 224. Raises VidpipeError where two of them differ.
     """
     found = {name: m.extract for name, m in models.items() if "short_side" in m.extract}
     for name, frames in found.items():
@@ -75,7 +76,7 @@ def frames_of(models: Mapping[str, TrainedModel]) -> dict[str, Any]:
             )
     if found:
         return next(iter(found.values()))
-    size = max(trained.transform.size for trained in models.values())
+    size = max(min(sides(trained.form.size)) for trained in models.values())
     return {"short_side": max(16, round(size * 256 / 224)), "fps": None}
 
 
@@ -124,10 +125,10 @@ class Predictor:
         return {name: trained.classes for name, trained in self.models.items()}
 
     def views(self, segment: Segment, trained: TrainedModel) -> Tensor:
-        """(V, T, 3, S, S) uint8, as evaluation has them: clips x crops."""
+        """(V, T, 3, h, w) uint8, as evaluation has them: clips x crops."""
         frames = torch.from_numpy(segment.frames).permute(0, 3, 1, 2)
         positions = segment.positions[self.samplings.index(trained.sampling)]
-        return crop_views(frames, positions, trained.transform.size, self.spatial_crops)
+        return crop_views(frames, positions, trained.form, self.spatial_crops)
 
     @torch.inference_mode()
     def __call__(self, segments: Sequence[Segment]) -> list[dict[str, Tensor]]:

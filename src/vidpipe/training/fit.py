@@ -35,7 +35,6 @@ ELSEWHERE = {
     "starts_from": "load the weights into the model first",
     "publish": "the model is left as the last epoch made it",
     "shuffle": "it is about the shards of a frame store",
-    "balance": "the data set is your own: give it the clips as often as they shall be seen",
     "cache_mb": "the data set is your own",
     "max_bad_reads": "the data set is your own, and its errors are raised",
 }
@@ -109,12 +108,13 @@ def fit(
         )
     config = _config({"epochs": epochs, "batch_size": batch_size, **options})
     _set_rates(model, lr, weight_decay)
-    facts = (model.num_frames, model.head.out_features, model.img_size, config.seed)
+    facts = (model.num_frames, model.head.out_features, model.form, config.seed)
     train_clips = OwnClips(train, "train", *facts)
     val_clips = None if val is None else OwnClips(val, "val", *facts)
     saved = None
     if checkpoints is not None:
-        what = (model.name, model.config, model.backbone.sha256, *facts, len(train_clips))
+        form = (*facts[:2], *model.form.identity(), config.seed)
+        what = (model.name, model.config, model.backbone.sha256, *form, len(train_clips))
         folder = Path(checkpoints) / f"{model.name}-{config_hash(config, *what)}"
         saved = Checkpoints(folder, config.storage)
     where = choose_device(config.use_gpu) if device is None else torch.device(device)

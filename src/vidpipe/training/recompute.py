@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from vidpipe.device import autocast_dtype
+from vidpipe.image_size import Size
 from vidpipe.methods.base import VideoModel
 from vidpipe.profile import saved_by_block
 from vidpipe.training.config import TrainConfig
 
 
 def choose_recomputed(
-    model: VideoModel, img_size: int, clips: int, config: TrainConfig, device: torch.device
+    model: VideoModel, img_size: Size, clips: int, config: TrainConfig, device: torch.device
 ) -> int:
     """How many of the first blocks to recompute so that `clips` clips at once fit `activation_gb`.
 

@@ -39,7 +39,7 @@ def limits(maps: Tensor) -> tuple[float, float]:
 
 
 def blend(frames: Tensor, maps: Tensor) -> Tensor:
-    """(T, 3, S, S) uint8 and (T, gh, gw) -> (T, 3, S, S) uint8, the frames in grey beneath."""
+    """(T, 3, h, w) uint8 and (T, gh, gw) -> (T, 3, h, w) uint8, the frames in grey beneath."""
     low, high = limits(maps)
     scaled = ((maps - low) / max(high - low, 1e-12)).clamp(0, 1)
     size = frames.shape[-2:]
@@ -55,7 +55,7 @@ def blend(frames: Tensor, maps: Tensor) -> Tensor:
 
 def enlarged(frames: Tensor) -> Tensor:
     """By a whole factor to at least `SIDE`, pixels kept as squares: they are the model's."""
-    factor = math.ceil(SIDE / frames.shape[-1])
+    factor = math.ceil(SIDE / min(frames.shape[-2:]))
     return frames.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
@@ -140,14 +140,14 @@ def write_animation(explanation: Explanation, title: str, path: Path) -> None:
     views = [view for kind in kinds if (view := explanation.view(kind)) is not None]
     frames = enlarged(explanation.frames)
     panels = [frames, *(blend(frames, view.maps) for view in views)]
-    count, side, gap, line = len(frames), frames.shape[-1], 6, 18
+    (tall, side), count, gap, line = frames.shape[-2:], len(frames), 6, 18
     titles = title.splitlines()
     head = line * (len(titles) + 1) + 8
     font = ImageFont.load_default(size=13)
     pictures = []
     for t in range(count):
         width = len(panels) * (side + gap) - gap
-        picture = Image.new("RGB", (width, head + side), "white")
+        picture = Image.new("RGB", (width, head + tall), "white")
         draw = ImageDraw.Draw(picture)
 
         def write(text: str, x: int, row: int, space: int, draw: Any = draw) -> None:
@@ -175,7 +175,7 @@ def write_animation(explanation: Explanation, title: str, path: Path) -> None:
 
 
 def overlay(trained: TrainedModel, frames: Tensor) -> tuple[Tensor, Tensor, list[str]]:
-    """Frames (T, 3, S, S) uint8 at the model's own size, with attention laid over: (T, 3, S, S) uint8
+    """Frames (T, 3, h, w) uint8 at the model's own size, with attention laid over: (T, 3, h, w) uint8
     for spatial heads, the same for what looks at other frames, and the caption of each of the two.
 
     Second come temporal heads or attention over time, else the query that reads all frames, else

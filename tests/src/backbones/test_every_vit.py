@@ -140,8 +140,11 @@ def test_one_odd_block_is_enough_for_a_refusal(part: str, other: nn.Module, mess
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_tiny_patch16_224", "8 is less than one patch of vit_tiny_patch16_224"),
-        ("vit_base_mci_224", "vit_base_mci_224 at transform.size 8: "),
+        (
+            "vit_tiny_patch16_224",
+            "8 px is no multiple of vit_tiny_patch16_224's patch of 16 px; nearest that work: 16",
+        ),
+        ("vit_base_mci_224", "8 px is no multiple of vit_base_mci_224's patch of 16 px"),
     ],
 )
 def test_a_size_that_leaves_no_patch_is_no_failed_download(name: str, message: str) -> None:

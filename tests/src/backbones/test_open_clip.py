@@ -317,9 +317,12 @@ def test_weights_of_a_tag_are_fetched_whole(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("ViT-B-16", "8 is less than one patch of open_clip ViT-B-16, 16"),
-        ("ViT-B-16-SigLIP", "8 is less than one patch of open_clip ViT-B-16-SigLIP, 16"),
-        ("MobileCLIP-B", "open_clip MobileCLIP-B at transform.size 8: "),
+        (
+            "ViT-B-16",
+            "8 px is no multiple of open_clip ViT-B-16's patch of 16 px; nearest that work: 16",
+        ),
+        ("ViT-B-16-SigLIP", "8 px is no multiple of open_clip ViT-B-16-SigLIP's patch of 16 px"),
+        ("MobileCLIP-B", "8 px is no multiple of open_clip MobileCLIP-B's patch of 16 px"),
     ],
 )
 def test_a_size_that_leaves_no_patch_is_one_line(name: str, message: str) -> None:

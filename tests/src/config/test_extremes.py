@@ -16,9 +16,11 @@ from torch.utils.data import default_collate
 from trainings import make, trainer
 from videos import write_video
 
+from vidpipe.backbones.input_card import completed
 from vidpipe.config.overlay import deep_merge
 from vidpipe.data import sampling
 from vidpipe.data.mixing import PairMixer
+from vidpipe.data.model_input import InputForm
 from vidpipe.data.subset import subset_rows
 from vidpipe.data.transforms import ClipTransform
 from vidpipe.errors import VidpipeError
@@ -49,8 +51,9 @@ def sample(params: Params) -> None:
 def augment(params: Params) -> None:
     torch.manual_seed(0)
     frames = torch.randint(0, 255, (2, 3, 24, 40), dtype=torch.uint8)
-    out, _ = ClipTransform(params.transform)(frames)
-    assert out.shape[-2:] == (params.transform.size,) * 2
+    transform = completed(params.transform, params.backbone)
+    out, _ = ClipTransform(transform)(frames)
+    assert out.shape[-2:] == InputForm.of(transform).sides
     mixer = PairMixer.of(params.transform, 0)
     if mixer is not None:
         for epoch in range(4):

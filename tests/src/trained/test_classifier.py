@@ -54,7 +54,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def created(weights: Path, method: str = "st_adapter") -> VideoModel:
     """A model as `vidpipe.create_model` makes it, with adapters that do something."""
     trained = tiny_model(weights, method)
-    trained.model.backbone, trained.model.img_size = trained.backbone, SIZE
+    trained.model.backbone, trained.model.form = trained.backbone, trained.form
     return trained.model
 
 

@@ -278,7 +278,7 @@ def test_tensors_that_were_not_trained_are_refused(made: dict[str, Path], tmp_pa
 
 
 def test_what_the_card_asks_for_is_never_allocated(folder: Path) -> None:
-    change(folder, ("backbone", "name"), "vit_giant_patch14_reg4_dinov2")  # 4.5 GB
+    change(folder, ("backbone", "name"), "vit_giant_patch16_gap_224")  # 4 GB
     before = torch_bytes()
     assert "weights do not fit the model" in refused(folder)
     assert torch_bytes() - before < 200 * 2**20

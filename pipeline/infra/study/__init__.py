@@ -1,1 +1,0 @@
-"""A study: what is trained (`plan`), how (`cell`, `runner`), and what comes out (`results`, `page`)."""
