@@ -80,7 +80,9 @@ def test_every_file_of_pipeline_lies_in_a_folder_of_the_plan() -> None:
 
 
 def test_the_stages_are_those_of_dvc() -> None:
-    declared = yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    files = (PROJECT / "dvc.yaml", PROJECT / "study" / "dvc.yaml")
+    texts = (file.read_text(encoding="utf-8") for file in files)
+    declared = {name for text in texts for name in yaml.safe_load(text)["stages"]}
     names = {module.rpartition(".")[2] for module in FILES if module.startswith("pipeline.stages.")}
     assert names - {"__init__"} == set(declared)
 

@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 import typer
 
 from pipeline.cli.configuration import backbones, methods, params, profile, recipes
-from pipeline.cli.data import show, stats
+from pipeline.cli.data import check, show, stats
 from pipeline.cli.options import with_options
 from pipeline.cli.stages import evaluate, export, extract, report, run, synth, train
+from pipeline.cli.study import study
 from pipeline.cli.trained import compare, demo, explain, predict, splits
 from pipeline.cli.tune import tune
 from pipeline.cli.weights import fetch_weights, import_checkpoint
@@ -31,6 +32,7 @@ STAGES: Commands = {
     "evaluate": evaluate,
     "export": export,
     "report": report,
+    "study": study,
     "run": run,
 }
 BEFORE: Commands = {
@@ -71,7 +73,7 @@ _add(app, BEFORE, "Before a training")
 _add(app, AFTER, "With trained models")
 _add(app, WEIGHTS, "Weights of others")
 data_group = _group("Look at the extracted data.")
-_add(data_group, {"stats": stats, "show": show})
+_add(data_group, {"stats": stats, "show": show, "check": check})
 app.add_typer(data_group, name="data", rich_help_panel="Before a training")
 
 

@@ -1,4 +1,4 @@
-"""Commands that show the extracted data: `vidpipe data stats` and `vidpipe data show`."""
+"""Commands about the extracted data: `vidpipe data stats`, `vidpipe data show`, `vidpipe data check`."""
 
 from __future__ import annotations
 
@@ -49,3 +49,38 @@ def show(
         seed=seed,
     )
     typer.echo(str(path))
+
+
+def check(
+    *,
+    videos: Annotated[
+        bool,
+        typer.Option("--videos", help="Read the videos of data.root in place of the frame store."),
+    ] = False,
+    similarity: Annotated[
+        float, typer.Option(min=0.5, max=1, help="From which on two clips are copies.")
+    ] = 0.95,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with code 1 where a problem is found.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON; write no file.")] = False,
+    given: Run,
+) -> None:
+    """Find what makes an accuracy too good: copies (also mirrored, trimmed or encoded anew) and groups
+    on both sides of the split, equal clips with different labels, classes with a single group."""
+    params, place = given.read(), given.workspace
+    from pipeline.tools import data_check as tool
+
+    if videos:
+        from shutil import rmtree
+
+        from pipeline.stages import extract as stage
+
+        folder = place.root / "data" / ".check"  # killed, the next call goes on
+        stage.run(params.data, tool.small_frames_only(params.extract), folder / "store")
+        found = tool.check(params, place, folder / "store", similarity, json)
+        rmtree(folder)
+    else:
+        found = tool.check(params, place, params.data.store or place.store, similarity, json)
+    if strict and found:
+        raise typer.Exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from vidpipe.text import printable
@@ -62,3 +63,15 @@ def output(width: int = 130) -> Console:
     """A console for results, on standard output. In a file or pipe lines are `width` long, since eighty
     columns would cut tables."""
     return PlainConsole(width=None if sys.stdout.isatty() else width)
+
+
+def print_table(
+    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], width: int = 130
+) -> None:
+    """A table of results; the first column is of names, the others of numbers."""
+    table = Table(title=title)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*row)
+    output(width).print(table)

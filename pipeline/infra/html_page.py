@@ -25,6 +25,8 @@ class Section:
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
     note: str = ""
+    lines: Sequence[str] = ()
+    """Sentences, each a paragraph, after the table."""
     pictures: Sequence[Picture] = field(default=())
 
     def with_pictures(self, *pictures: Picture) -> Section:
@@ -35,6 +37,28 @@ def picture(path: Path, text: str) -> Picture:
     """The PNG at `path` as a picture of a page; `text` describes it to whoever cannot see it."""
     data = base64.b64encode(path.read_bytes()).decode()
     return Picture(f"data:image/png;base64,{data}", text)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Names are anyone's: a bar or a line break in one ends no cell."""
+    return " ".join(str(text).replace("|", "\\|").split())
+
+
+def markdown_page(title: str, sections: Sequence[Section]) -> str:
+    """The sections without their pictures, as Markdown."""
+    parts = [f"# {title}"]
+    for section in sections:
+        texts = [markdown(section.header, section.rows)] if section.rows else []
+        texts += [line for line in (*section.lines, section.note) if line]
+        if texts:
+            parts += [f"## {section.title}", *texts]
+    return "\n\n".join(parts) + "\n"
 
 
 def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:

@@ -62,8 +62,14 @@ class Recipe:
 
 
 def list_recipes() -> list[tuple[str, str]]:
-    """(name, title) of every recipe that comes with vidpipe."""
+    """(name, title) of every recipe that comes with vidpipe and is of one training."""
     return [(file.stem, _title(file)) for file in sorted(FOLDER.glob("*.yaml"))]
+
+
+def list_studies() -> list[tuple[str, str]]:
+    """(name, title) of every recipe of a study."""
+    files = sorted((FOLDER / "studies").glob("*.yaml"))
+    return [(f"studies/{file.stem}", _title(file)) for file in files]
 
 
 def _title(file: Path) -> str:
@@ -84,7 +90,7 @@ def load_recipe(name: str) -> Recipe:
     if name.endswith((".yaml", ".yml")):
         file = Path(name)
     else:
-        known = [recipe for recipe, _ in list_recipes()]
+        known = [recipe for recipe, _ in (*list_recipes(), *list_studies())]
         if name not in known:
             near = nearest(name, known)
             more = "; `vidpipe recipes` lists them" if "expected one of" in near else near

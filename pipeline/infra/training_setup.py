@@ -16,6 +16,7 @@ from vidpipe.new_model import new_model
 from vidpipe.params import Params
 from vidpipe.trained.card import TrainedModel
 from vidpipe.training.loop import Trainer
+from vidpipe.video.store import FrameStore
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,15 @@ class TrainingSetup:
         method: str,
         workspace: Workspace,
         classes: Sequence[str] | None = None,
+        store: FrameStore | None = None,
     ) -> TrainingSetup:
         """All that a training of `method` needs, built in this process, whose threads it sets. `classes`
-        None: those of the store.
+        None: those of the store. `store` None: that of the workspace.
 
         Raises VidpipeError where there is no store, no clip, or no such model.
         """
         use_cpu(params.train.threads)
-        store = open_store(workspace, params)
+        store = store or open_store(workspace, params)
         classes = list(store.classes if classes is None else classes)
         trained = seeded_model(params, method, classes)
         return cls(
@@ -57,14 +59,15 @@ class TrainingSetup:
         )
 
     def trainer(self, device: torch.device, **options: Any) -> Trainer:
-        """`options` as of `Trainer`: rank, checkpoints, callbacks."""
+        """`options` as of `Trainer`: rank, checkpoints, callbacks; `val_set` None: no validation."""
         return Trainer(
             self.trained.model,
             self.train_set,
-            self.val_set,
+            options.pop("val_set", self.val_set),
             self.params.train,
             (self.trained.backbone.mean, self.trained.backbone.std),
             device=device,
+            labels=self.train_set.clips.labels,
             mixer=PairMixer.of(self.params.transform, self.params.train.seed),
             **options,
         )

@@ -79,13 +79,22 @@ def data_hash(workspace: Workspace, params: Params) -> str:
     return manifest_sha256(params.data.store or workspace.store)
 
 
-def training_hash(params: Params, method: str, workspace: Workspace, weights_sha256: str) -> str:
-    """Identity of one training: the same settings, data, backbone and start give the same name."""
+def training_hash(
+    params: Params,
+    method: str,
+    workspace: Workspace,
+    weights_sha256: str,
+    data: str | None = None,
+) -> str:
+    """Identity of one training: the same settings, data, backbone and start give the same name.
+
+    `data`: that of the training clips, where they are not the store's own split.
+    """
     sections = deciding_sections(params, "train", method)
     if params.train.starts_from is not None:  # what lies there decides, wherever it lies
         began = sha256(Path(params.train.starts_from) / "adapter.safetensors")
         sections["train"] = params.train.model_copy(update={"starts_from": began})
-    return config_hash(method, sections, data_hash(workspace, params), weights_sha256)
+    return config_hash(method, sections, data or data_hash(workspace, params), weights_sha256)
 
 
 def folder_hash(folder: Path) -> str:

@@ -8,10 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
-from pipeline.infra.console import output
-from pipeline.infra.html_page import Section, picture, write_page
+from pipeline.infra.console import print_table
+from pipeline.infra.html_page import Section, markdown, picture, write_page
 from pipeline.infra.workspace import Workspace
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, write_text
@@ -47,6 +46,7 @@ TIME_COLUMNS = {
     "shuffled_drop_low": "from",
     "shuffled_drop_high": "to",
 }
+WIDTH = 150
 NOTE = (
     "top1 with the bounds of its 95 % bootstrap interval over clips. GFLOPs are multiply-accumulates of "
     "one view, as the papers print them. Times are of the machine that ran each stage."
@@ -78,14 +78,15 @@ def run(methods: list[str], workspace: Workspace) -> pd.DataFrame:
         histories = {m: pd.read_csv(workspace.result(m, "history.csv")) for m in methods}
         plot_curves(histories, folder / "training.png")
     write_text(workspace.results / "report.csv", table.to_csv(index=False))
-    text = [_markdown(table, COLUMNS), NOTE]
+    text = [markdown(_header(table, COLUMNS), _cells(table)), NOTE]
     if len(times):
-        text += [_markdown(times, TIME_COLUMNS), TIME_NOTE]
+        text += [markdown(_header(times, TIME_COLUMNS), _cells(times)), TIME_NOTE]
     write_text(workspace.results / "report.md", "\n\n".join(text) + "\n")
     _write_html(table, times, workspace)
-    _print(table, COLUMNS, "vidpipe: methods side by side")
+    print_table("vidpipe: methods side by side", _header(table, COLUMNS), _cells(table), WIDTH)
     if len(times):
-        _print(times, TIME_COLUMNS, "top-1 without the order of time")
+        title = "top-1 without the order of time"
+        print_table(title, _header(times, TIME_COLUMNS), _cells(times), WIDTH)
     return table
 
 
@@ -186,18 +187,3 @@ def _cells(table: pd.DataFrame) -> list[list[str]]:
 
 def _header(table: pd.DataFrame, names: dict[str, str]) -> list[str]:
     return [names[column] for column in table.columns]
-
-
-def _markdown(table: pd.DataFrame, names: dict[str, str]) -> str:
-    header = _header(table, names)
-    lines = [header, ["---"] * len(header), *_cells(table)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _print(table: pd.DataFrame, names: dict[str, str], title: str) -> None:
-    shown = Table(title=title)
-    for column in table.columns:
-        shown.add_column(names[column], justify="left" if column == "method" else "right")
-    for row in _cells(table):
-        shown.add_row(*row)
-    output(width=150).print(shown)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import pandas as pd
 
 from pipeline.infra.console import console
-from pipeline.infra.locks import Busy, locked
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
 from pipeline.infra.ray import train as cluster
 from pipeline.infra.stopping import Interrupted, StopRequest, asked
 from pipeline.infra.training_display import TrainingDisplay
+from pipeline.infra.training_folder import alone, remove
 from pipeline.infra.training_setup import TrainingSetup, seeded_model
 from pipeline.infra.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.cpu import use_cpu
@@ -51,7 +50,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     identity = training_hash(params, method, workspace, trained.backbone.sha256)
     folder = workspace.ray / f"{method}-{identity}"
     checkpoints = workspace.checkpoints(params, folder.name)
-    with _alone(folder):
+    with alone(folder):
         with tracked_run(params.tracking, "train", method, identity) as tracked:
             tracked.params(_shown_params(params, method))
             tracked.params({"classes": len(classes), "clips": len(store)})
@@ -70,9 +69,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
         # Its state is of no more use, and another training of this name (`dvc repro -f`) is to be one.
         if checkpoints.mirror is not None:
             checkpoints.mirror.remove()
-        gone = _gone(folder)
-        folder.rename(gone)
-        shutil.rmtree(gone)
+        remove(folder)
     return last
 
 
@@ -104,32 +101,6 @@ def _train(
                 request.number,
                 f"stopped, and saved in {checkpoints.last()}; run the same command again to go on",
             )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The run's folder, for one process only. It holds all else that is the training's: a second
-    command must touch neither the first one's run in MLflow nor its checkpoints."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder))
-        except Busy:
-            raise VidpipeError(f"{folder}: the same training is running already") from None
-        except OSError as error:
-            raise VidpipeError(
-                f"{folder}: {error.strerror}; checkpoints are to be kept here"
-            ) from None
-        shutil.rmtree(_gone(folder), ignore_errors=True)
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # unless there is something in it
-                folder.rmdir()
-
-
-def _gone(folder: Path) -> Path:
-    """The name of a training's folder while it is being removed."""
-    return folder.with_name(f".{folder.name}.gone")
 
 
 def _finished(checkpoints: Checkpoints) -> bool:

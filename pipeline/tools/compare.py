@@ -9,9 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
 
-from pipeline.infra.console import console, output
+from pipeline.infra.console import console, print_table
 from pipeline.infra.html_page import Section, picture, write_page
 from pipeline.infra.workspace import Workspace
 from vidpipe.errors import VidpipeError
@@ -56,7 +55,7 @@ def compare(run_a: str, run_b: str, tracking: Tracking, out: Path) -> None:
             Section("By class", columns, by_class).with_pictures(drawn),
         ]
         write_page(temporary / "compare.html", f"{b.name} against {a.name}", sections)
-    _print(f"{b.name} against {a.name}, {len(a.table)} clips", header, rows)
+    print_table(f"{b.name} against {a.name}, {len(a.table)} clips", header, rows)
     console.print(f"wrote {folder}/compare.html")
 
 
@@ -65,7 +64,7 @@ def splits(runs: Sequence[str], tracking: Tracking, out: Path) -> None:
     table = mean_of_splits([_open(text, tracking, out) for text in runs])
     columns = list(table.columns)
     rows = [[str(row[0]), *(f"{100 * v:.2f}" for v in row[1:])] for row in table.to_numpy()]
-    _print(f"mean of {len(runs)} splits", [columns[0], *(f"{c} %" for c in columns[1:])], rows)
+    print_table(f"mean of {len(runs)} splits", [columns[0], *(f"{c} %" for c in columns[1:])], rows)
 
 
 def _cells(row: dict[Any, Any]) -> list[str]:
@@ -78,15 +77,6 @@ def _cells(row: dict[Any, Any]) -> list[str]:
 def _class_cells(row: dict[Any, Any]) -> list[str]:
     values = (f"{100 * row[key]:.1f}" for key in ("a", "b"))
     return [str(row["class"]), str(row["clips"]), *values, f"{100 * row['difference']:+.1f}"]
-
-
-def _print(title: str, header: list[str], rows: list[list[str]]) -> None:
-    table = Table(title=title)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*row)
-    output().print(table)
 
 
 def _open(text: str, tracking: Tracking, out: Path) -> Evaluated:

@@ -8,24 +8,20 @@ other down is assumed.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Iterator
 
 import torch
 
+from pipeline.infra.pace import duration, real_steps, view_seconds
 from pipeline.infra.training_setup import TrainingSetup
 from pipeline.infra.workspace import Workspace, training_hash
-from vidpipe.data.dataset import ViewSet
 from vidpipe.device import autocast_dtype, choose_device, set_determinism
 from vidpipe.files import read_json
 from vidpipe.image_size import Size
 from vidpipe.params import Params
 from vidpipe.profile import parameters, saved_by_block
 from vidpipe.training.loop import Trainer
-from vidpipe.training.metrics import StepInfo
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import Progress
-from vidpipe.training.validate import validate
 
 WARM_UP, TIMED = 1, 3
 
@@ -52,7 +48,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     step = statistics.median(info.seconds for info in timed)
     waited = sum(info.waited for info in timed) / sum(info.seconds for info in timed)
     validations = -(-epochs // train.eval_every)
-    validation = _view_seconds(trainer, setup.val_set) * len(setup.val_set) / workers
+    validation = view_seconds(trainer, setup.val_set) * len(setup.val_set) / workers
     hours = total * step + validations * validation
     identity = training_hash(params, method, workspace, trained.backbone.sha256)
     name = f"{method}-{identity}"
@@ -73,25 +69,6 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
         "time": f"{duration(hours)}: {duration(total * step)} of steps, "
         f"{duration(validations * validation)} of validation",
     }
-
-
-def real_steps(trainer: Trainer) -> Iterator[StepInfo]:
-    """The Trainer's own steps, endlessly and without validation; the model changes in memory only."""
-    while True:
-        yield from trainer.steps()
-        done = trainer.progress
-        over = done.step >= trainer.total_steps
-        trainer.progress = Progress() if over else Progress(step=done.step, epoch=done.epoch + 1)
-
-
-def _view_seconds(trainer: Trainer, views: ViewSet) -> float:
-    """Seconds a clip of validation, from one batch of it, decoded in this process."""
-    config = trainer.config.model_copy(update={"loader_workers": 0})
-    clips = min(len(views), max(1, config.batch_size // trainer.world_size))
-    part = torch.utils.data.Subset(views, range(clips))
-    started = time.perf_counter()
-    validate(trainer.model, part, config, trainer.normalisation, trainer.device)
-    return (time.perf_counter() - started) / clips
 
 
 def _memory_line(trainer: Trainer, size: Size) -> str:
@@ -135,11 +112,3 @@ def _resumes(params: Params, workspace: Workspace, method: str, identity: str) -
     if card.exists() and read_json(card).get("training", {}).get("identity") == identity:
         return f"no: it is finished, its adapter is {card.parent}"
     return "no: nothing of this configuration was begun here"
-
-
-def duration(seconds: float) -> str:
-    """`seconds` in the unit that a person would use."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} s"

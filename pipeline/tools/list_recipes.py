@@ -14,7 +14,7 @@ from timm.models import SwinTransformer
 from torch import nn
 
 from pipeline.infra.console import output
-from pipeline.infra.recipes import Dataset, Recipe, list_recipes, load_recipe
+from pipeline.infra.recipes import Dataset, Recipe, list_recipes, list_studies, load_recipe
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.input_card import completed
 from vidpipe.backbones.zoo import architecture
@@ -197,6 +197,7 @@ def run(as_json: bool) -> None:
             "utilisation": UTILISATION,
             "data": {name: asdict(data) for name, data in DATA.items()},
             "recipes": [asdict(row) for row in found],
+            "studies": dict(list_studies()),
         }
         print(json.dumps(document, indent=2))
         return
@@ -229,3 +230,5 @@ def run(as_json: bool) -> None:
     for item in found:
         if item.dataset is None:
             console.print(f"{item.name}: {item.title}")
+    for name, title in list_studies():
+        console.print(f"{name}: {title}")

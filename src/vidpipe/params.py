@@ -29,6 +29,7 @@ from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.evaluation.config import EvaluateConfig
 from vidpipe.export.config import ExportConfig
 from vidpipe.methods.config import CONFIGS, MethodConfig
+from vidpipe.study.config import StudyConfig
 from vidpipe.training.config import TrainConfig
 from vidpipe.video.config import ExtractConfig, SynthConfig
 
@@ -39,6 +40,10 @@ STAGES: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate",),
     "export": ("export",),
     "report": ("pipeline",),
+    "study": (
+        *("study", "pipeline", "data", "subset", "sampling", "transform", "backbone", "methods"),
+        *("train", "evaluate"),
+    ),
 }
 """The sections that decide what a stage makes, beside the files that it reads; of `methods` only the
 trained method's block."""
@@ -69,7 +74,9 @@ class TrackingConfig(Section):
     def _known(cls, uri: str) -> str:
         scheme, found, _ = uri.partition("://")
         # A driver may be named, too: postgresql+psycopg2.
-        if found and scheme.partition("+")[0] not in (*SCHEMES, *_plugin_schemes()):
+        kind = scheme.partition("+")[0]
+        # Plugins are looked for last: that takes longer than all the rest of the schema.
+        if found and kind not in SCHEMES and kind not in _plugin_schemes():
             raise ValueError(
                 f"no such kind of store: {scheme}{nearest(scheme, SCHEMES)}; "
                 "such as sqlite:///mlflow.db or http://host:5000"
@@ -108,6 +115,7 @@ class Params(Section):
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+    study: StudyConfig = StudyConfig()
     tracking: Annotated[TrackingConfig, NotDecisive()] = TrackingConfig()
 
     @field_validator("methods", mode="before")

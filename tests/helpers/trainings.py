@@ -37,7 +37,7 @@ def make(name: str = "st_adapter", **options: object) -> VideoModel:
 
 
 def trainer(model: VideoModel, size: int = 16, **config: Any) -> Trainer:
-    names = ("mixer", "checkpoints", "stop", "on_step", "device")
+    names = ("mixer", "checkpoints", "stop", "on_step", "device", "labels")
     extra = {name: config.pop(name) for name in names if name in config}
     return Trainer(model, Moving(size, False), Moving(8, True), settings(**config), HALF, **extra)
 

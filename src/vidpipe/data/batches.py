@@ -10,6 +10,9 @@ from torch.utils.data import Sampler
 
 from vidpipe.errors import VidpipeError
 
+REPEAT = 2**32
+"""Added to the epoch in a sample's key for each time that its clip was drawn before in this epoch, since
+what is random in a sample is a function of its key."""
 SHARDS_AT_ONCE = 4
 """With `train.shuffle: shards`, how many shards the clips around one place of an epoch are from."""
 
@@ -20,6 +23,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     Set `epoch`, and `start_batch` to go on in the middle of it, before each iteration; the number of
     batches (`len`) is that of the whole epoch. `shards` (N,) turns on the shuffling by shards.
     `pairs`: clips (2k, 2k + 1) of the global batch stay together, to be mixed.
+    `labels` (N,) turns on class-balanced draws (`balanced_draws`) in place of each clip once.
     The last batch has the clips that are left: some ranks may have one more than others, and a rank
     without any has a batch fewer. With `drop_last` it is left out, unless it is the only one.
     """
@@ -33,6 +37,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         world_size: int,
         *,
         shards: NDArray[np.int64] | None = None,
+        labels: NDArray[np.int64] | None = None,
         pairs: bool = False,
         drop_last: bool = False,
     ) -> None:
@@ -49,7 +54,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """Of an epoch, over all ranks."""
         self.size, self.seed = size, seed
         self.rank, self.world_size = rank, world_size
-        self.shards, self.pairs = shards, pairs
+        self.shards, self.labels, self.pairs = shards, labels, pairs
         self.epoch = 0
         self.start_batch = 0
 
@@ -61,15 +66,54 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return min(self.batch_size, self.clips - batch * self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.labels is None:
+            clips, repeats = np.arange(self.size), np.zeros(self.size, np.int64)
+        else:
+            clips, repeats = balanced_draws(self.labels, self.seed, self.epoch)
         if self.shards is None:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         else:
-            order = shard_order(self.shards, self.seed, self.epoch)
+            order = shard_order(self.shards[clips], self.seed, self.epoch)
+        clips, keys = clips[order], self.epoch + REPEAT * repeats[order]
         for batch in range(self.start_batch, len(self)):
             at = np.arange(self.size_of(batch))
             mine = at[(at // 2 if self.pairs else at) % self.world_size == self.rank]
             if len(mine):
-                yield [(self.epoch, int(i)) for i in order[batch * self.batch_size + mine]]
+                place = batch * self.batch_size + mine
+                yield list(zip(keys[place].tolist(), clips[place].tolist(), strict=True))
+
+
+def balanced_draws(
+    labels: NDArray[np.int64], seed: int, epoch: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As many clips as there are, all classes equally often (to one), for `train.balance: sample`.
+
+    The clips of a class are gone through again and again, shuffled anew each time, and an epoch goes on
+    where the one before ended: over all epochs, the clips of a class are drawn equally often (to one).
+
+    Returns clips (N,) and how often each draw's clip was drawn before in this epoch (N,).
+    """
+    classes, label = np.unique(labels, return_inverse=True)
+    share, rest = divmod(len(labels), len(classes))
+    drawn, repeats = [], []
+    for c in range(len(classes)):
+        own = np.flatnonzero(label == c)
+        # Draws that are left over go to the classes in turn.
+        start, end = (
+            e * share + (e * rest + len(classes) - 1 - c) // len(classes)
+            for e in (epoch, epoch + 1)
+        )
+        rounds = range(start // len(own), -(-end // len(own)))
+        shuffled = [np.random.default_rng([seed, c, r, 2]).permutation(own) for r in rounds]
+        first = start % len(own)
+        clips = np.concatenate([own[:0], *shuffled])[first : first + end - start]
+        order = np.argsort(clips, kind="stable")
+        starts = np.searchsorted(clips[order], clips[order])
+        times = np.empty(len(clips), np.int64)
+        times[order] = np.arange(len(clips)) - starts
+        drawn.append(clips)
+        repeats.append(times)
+    return np.concatenate(drawn), np.concatenate(repeats)
 
 
 def shard_order(

@@ -157,7 +157,10 @@ def permuted_labels(outcomes: Outcomes, rng: np.random.Generator) -> Whole:
 
 
 def accuracies(
-    outcomes: Outcomes, resamples: int = RESAMPLES, alpha: float = ALPHA
+    outcomes: Outcomes,
+    resamples: int = RESAMPLES,
+    alpha: float = ALPHA,
+    permutations: int = 1999,
 ) -> pd.DataFrame:
     """One row a method: top1 and mean_class_accuracy with `_low` and `_high`; p_chance (Holm); and what
     they are made of: clips, groups, seeds.
@@ -180,7 +183,7 @@ def accuracies(
             row |= {name: value, f"{name}_low": found[0], f"{name}_high": found[1]}
         seeds = int((own.predicted != MISSING).any(axis=2).sum())
         sizes = {"clips": len(own.labels), "groups": own.num_groups, "seeds": seeds}
-        p = float(chance_p(own)[0]) if len(own.labels) else math.nan
+        p = float(chance_p(own, permutations)[0]) if len(own.labels) else math.nan
         rows.append({**row, "p_chance": p, **sizes})
     table = pd.DataFrame(rows)
     table["p_chance"] = holm(table.p_chance.tolist())

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vidpipe.config.section import NotDecisive, Section, Seed, SetBySearch
+from vidpipe.config.section import AbsentAtDefault, NotDecisive, Section, Seed, SetBySearch
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -97,6 +97,11 @@ class TrainConfig(Section):
     )
     shuffle: Literal["full", "shards"] = Field(
         "full", description="shards: in windows of a few shards, for a store read over a network"
+    )
+    balance: Annotated[Literal["none", "sample", "weights"], AbsentAtDefault()] = Field(
+        "none",
+        description="where classes have unequal numbers of clips. sample: an epoch draws each class "
+        "equally often; weights: the loss of a class counts by the inverse of its clips",
     )
     max_bad_reads: Annotated[float, NotDecisive()] = Field(
         0.01, ge=0, le=1, description="of an epoch's clips; more unreadable ones end the training"

@@ -35,6 +35,7 @@ ELSEWHERE = {
     "starts_from": "load the weights into the model first",
     "publish": "the model is left as the last epoch made it",
     "shuffle": "it is about the shards of a frame store",
+    "balance": "the data set is your own: give it the clips as often as they shall be seen",
     "cache_mb": "the data set is your own",
     "max_bad_reads": "the data set is your own, and its errors are raised",
 }

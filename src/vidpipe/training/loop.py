@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidpipe.data.batches import EpochBatches
@@ -25,6 +25,7 @@ from vidpipe.device import autocast, autocast_dtype
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import GOLDEN, lowbias32
+from vidpipe.training.balance import class_weights, cross_entropy
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.ema import Ema
 from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo, Sums
@@ -51,8 +52,9 @@ class Trainer:
 
     `val_set` None: no validation. `checkpoints`: where to save and to look; None saves nothing.
     `stop`: asked in each step; once true on any worker, all save and raise TrainingStopped. `mixer`
-    mixes pairs of clips; the training accuracy then counts their heavier labels. Callbacks run on every
-    rank: `on_step` after each step, `on_epoch` after each epoch and its checkpoint.
+    mixes pairs of clips; the training accuracy then counts their heavier labels. `labels` of the clips
+    are needed with `train.balance`. Callbacks run on every rank: `on_step` after each step, `on_epoch`
+    after each epoch and its checkpoint.
     Raises VidpipeError when loss or gradient is not finite, naming the step and the clips; when a
     frozen weight received a gradient; and when an epoch had more unreadable clips than
     `train.max_bad_reads` allows.
@@ -70,6 +72,7 @@ class Trainer:
         rank: int = 0,
         world_size: int = 1,
         mixer: PairMixer | None = None,
+        labels: NDArray[np.int64] | None = None,
         checkpoints: Checkpoints | None = None,
         stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[StepInfo], None] = lambda info: None,
@@ -89,9 +92,14 @@ class Trainer:
             rank,
             world_size,
             shards=train_set.clips.shards if config.shuffle == "shards" else None,
+            labels=labels if config.balance == "sample" else None,
             pairs=mixer is not None,
             drop_last=config.drop_last,
         )
+        self.class_weights: Tensor | None = None
+        if config.balance == "weights" and labels is not None:
+            outputs = int(model.head.out_features)
+            self.class_weights = class_weights(labels, outputs).to(self.device)
         workers, prefetch = config.loader_workers, config.prefetch
         self.loader = train_loader(train_set, self.batches, workers, prefetch, self.device)
         self.total_steps = config.steps or config.epochs * len(self.batches)
@@ -277,7 +285,7 @@ class Trainer:
             if mixed is not None:
                 target = mixed.targets(logits.shape[1])
             smoothing = self.config.label_smoothing
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=smoothing)
+            loss = cross_entropy(logits.float(), target, smoothing, self.class_weights)
         return loss, (logits.argmax(1) == labels).sum()
 
     def _parts(self, clips: int) -> Iterator[slice]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import mmap
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,6 +161,32 @@ class _Shards:
         return parts
 
 
+class _Decoded:
+    """Whole decoded clips by row, up to `most` bytes; those that were asked for last stay."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held = most, 0
+        self.clips: OrderedDict[int, Frames] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"most": self.most, "held": 0, "clips": OrderedDict()}  # of one process
+
+    def fits(self, size: int) -> bool:
+        return size <= self.most
+
+    def get(self, clip: int) -> Frames | None:
+        if clip in self.clips:
+            self.clips.move_to_end(clip)
+        return self.clips.get(clip)
+
+    def keep(self, clip: int, frames: Frames) -> None:
+        while self.clips and self.held + frames.nbytes > self.most:
+            _, old = self.clips.popitem(last=False)
+            self.held -= old.nbytes
+        self.clips[clip] = frames
+        self.held += frames.nbytes
+
+
 class FrameStore:
     """Random access to canonical frames of the `ok` rows. Opens shards lazily: sent to workers.
 
@@ -185,16 +211,22 @@ class FrameStore:
         # Plain arrays: looking a number up in a data frame costs more than decoding a frame.
         self._shape = self.rows[["frames", "height", "width"]].to_numpy()
         self._place = self.rows[["shard", "offset", "nbytes"]].to_numpy()
-        self._cache_bytes = cache_mb * 2**20
-        self._cached_bytes = 0
-        self._cache: OrderedDict[int, Frames] = OrderedDict()
+        self._cache = _Decoded(cache_mb * 2**20)
         self._shards = _Shards(root)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": OrderedDict(), "_cached_bytes": 0}
+    def split_as(self, train: Collection[str], val: Collection[str]) -> FrameStore:
+        """The same clips, those with the ids `train` and `val` in these splits and the others in none.
+
+        Shards and decoded clips are shared with this store.
+        """
+        where = {**dict.fromkeys(train, "train"), **dict.fromkeys(val, "val")}
+        other = object.__new__(type(self))  # copy.copy would leave the decoded clips behind
+        other.__dict__.update(self.__dict__)
+        other.rows = self.rows.assign(split=self.rows.id.map(where).fillna(""))
+        return other
 
     def num_frames(self, clip: int) -> int:
         return int(self._shape[clip, 0])
@@ -204,18 +236,12 @@ class FrameStore:
 
         Raises VidpipeError when the shard is missing, cut short or does not decode.
         """
-        if clip in self._cache:
-            self._cache.move_to_end(clip)
-            return self._cache[clip][list(indices)]
-        size = int(self._shape[clip].prod()) * 3
-        if size > self._cache_bytes:
+        if (known := self._cache.get(clip)) is not None:
+            return known[list(indices)]
+        if not self._cache.fits(int(self._shape[clip].prod()) * 3):
             return self._decode(clip, indices)
         frames = self._decode(clip, range(self.num_frames(clip)))
-        while self._cache and self._cached_bytes + size > self._cache_bytes:
-            _, old = self._cache.popitem(last=False)
-            self._cached_bytes -= old.nbytes
-        self._cache[clip] = frames
-        self._cached_bytes += frames.nbytes
+        self._cache.keep(clip, frames)
         return frames[list(indices)]
 
     def _decode(self, clip: int, indices: Sequence[int]) -> Frames:

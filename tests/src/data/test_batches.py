@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -88,6 +89,62 @@ def test_the_rest_of_an_epoch_is_the_rest_of_the_whole_one(
 
     assert rest(4) == rest(0)[4:]
     assert len(rest(4)) == 2 if pairs else 3  # of the last two clips, a pair is the first rank's
+
+
+# -- balanced ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=80),
+    st.integers(0, 99),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_balanced_epochs_have_all_classes_and_in_the_end_all_clips_alike(
+    labels: list[int], seed: int, world: int, by_shards: bool
+) -> None:
+    size, classes = len(labels), len(set(labels))
+    if size < world:
+        return
+    shards = np.arange(size) // 9 if by_shards else None
+
+    def epoch(number: int, rank: int = 0, of: int = 1) -> list[list[tuple[int, int]]]:
+        made = EpochBatches(size, 4 * world, seed, rank, of, labels=np.array(labels), shards=shards)
+        made.epoch = number
+        return list(made)
+
+    drawn = Counter[int]()
+    for number in range(5):
+        keys = [key for batch in epoch(number) for key in batch]
+        assert len(keys) == size
+        # The same clip twice in an epoch is not the same sample.
+        assert len(set(keys)) == size
+        assert {e % 2**32 for e, _ in keys} == {number}
+        found = Counter(labels[i] for _, i in keys)
+        assert len(found) == min(classes, size)
+        assert max(found.values()) - min(found.values()) <= 1
+        drawn.update(i for _, i in keys)
+    for label in set(labels):
+        often = [drawn[i] for i in range(size) if labels[i] == label]
+        assert max(often) - min(often) <= 1
+    alone = epoch(3)
+    together = [epoch(3, rank, world) for rank in range(world)]
+    for step, batch in enumerate(alone):
+        parts = [own[step] if step < len(own) else [] for own in together]
+        assert sorted(itertools.chain(*parts)) == sorted(batch)
+
+
+def test_balanced_epochs_are_shuffled_and_differ() -> None:
+    labels = np.array([0] * 90 + [1] * 10)
+    samplers = [EpochBatches(100, 100, 0, 0, 1, labels=labels) for _ in range(2)]
+    samplers[1].epoch = 1
+    first, second = (next(iter(s)) for s in samplers)
+    assert first != second
+    rare = [labels[i] for _, i in first]
+    assert sum(rare) == 50
+    assert 15 < sum(rare[:50]) < 35  # not class after class
+    assert len({i for _, i in first if i < 90} & {i for _, i in second if i < 90}) <= 20
 
 
 # -- by shards ----------------------------------------------------------------------------------

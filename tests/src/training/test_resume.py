@@ -25,6 +25,7 @@ from vidpipe.training import state as state_module
 from vidpipe.training.loop import Trainer
 from vidpipe.training.state import VERSION, Checkpoints, Progress, load_result
 
+UNEQUAL = np.arange(16) % 8 // 7  # two of sixteen
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout": {"options": {"head_dropout": 0.5}, "accumulate": 2},
@@ -33,6 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "steps": {"steps": 7, "checkpoint_every": 2},
     "mixed": {"mixer": PairMixer(0.4, 0.4, 1), "shuffle": "shards", "checkpoint_every": 1},
     "partial": {"size": 19, "accumulate": 4, "checkpoint_every": 1},
+    "sample": {"balance": "sample", "labels": UNEQUAL, "checkpoint_every": 1},
+    "weights": {"balance": "weights", "labels": UNEQUAL, "accumulate": 2},
     "loaders": {"loader_workers": 1, "checkpoint_every": 1},
 }
 

@@ -1,0 +1,41 @@
+"""How long a training takes, from a few of its own steps, and how a person says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from vidpipe.data.dataset import ViewSet
+from vidpipe.training.loop import Trainer
+from vidpipe.training.metrics import StepInfo
+from vidpipe.training.state import Progress
+from vidpipe.training.validate import validate
+
+
+def real_steps(trainer: Trainer) -> Iterator[StepInfo]:
+    """The Trainer's own steps, endlessly and without validation; the model changes in memory only."""
+    while True:
+        yield from trainer.steps()
+        done = trainer.progress
+        over = done.step >= trainer.total_steps
+        trainer.progress = Progress() if over else Progress(step=done.step, epoch=done.epoch + 1)
+
+
+def view_seconds(trainer: Trainer, views: ViewSet) -> float:
+    """Seconds a clip of validation, from one batch of it, decoded in this process."""
+    config = trainer.config.model_copy(update={"loader_workers": 0})
+    clips = min(len(views), max(1, config.batch_size // trainer.world_size))
+    part = torch.utils.data.Subset(views, range(clips))
+    started = time.perf_counter()
+    validate(trainer.model, part, config, trainer.normalisation, trainer.device)
+    return (time.perf_counter() - started) / clips
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in the unit that a person would use."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"

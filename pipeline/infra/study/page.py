@@ -1,0 +1,210 @@
+"""A study for a person: one page of HTML, and the same without pictures as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+
+from pipeline.infra.html_page import Section, markdown_page, write_page
+from pipeline.infra.study.pictures import draw
+from pipeline.infra.study.results import Tables
+from vidpipe.files import write_text
+from vidpipe.study.recommend import RULES
+from vidpipe.video.store import FrameStore
+from vidpipe.viz.comparison import ORDER_NAMES
+
+HARDEST = 12
+"""Clips of the page."""
+CLASSES = 40
+"""Rows of the table of classes: of more, those on which the methods differ most."""
+ACCURACY_NOTE = (
+    "Each clip is tested once per seed, by a training that saw none of its group. 95 % intervals:"
+    " bootstrap over groups crossed with seeds, widened for few groups. p against chance: labels "
+    "permuted within groups, Holm. GFLOPs are multiply-accumulates: of a view every token through"
+    " every block, as the papers print them; of a training clip what is computed, forward and "
+    "backward."
+)
+BEST_NOTE = (
+    "Difference of top-1 in points with its 95 % interval; p: signs of whole groups flipped "
+    "(exact for few groups). Adjusted p against the best: step-down test of the range of all "
+    "rows, since the best was chosen on these very clips. Adjusted p against the reference: Holm."
+    " What is not significant is within noise: it may still differ."
+)
+SEARCH_NOTE = (
+    "Each row was tuned within the training part of each fold alone, on groups held out from it; "
+    "the chosen setting was then trained on all of that part and tested once."
+)
+TIME_NOTE = (
+    "Top-1 of the middle view with its frames in order, reversed, shuffled, and all replaced by "
+    "the middle one; lost by shuffling, with the interval and p over groups."
+)
+
+Text = Callable[[Any], str]
+
+
+def percent(value: Any) -> str:
+    return "-" if pd.isna(value) else f"{100 * value:.1f}"
+
+
+def points(value: Any) -> str:
+    return "-" if pd.isna(value) else f"{100 * value:+.1f}"
+
+
+def number(value: Any) -> str:
+    return "-" if pd.isna(value) else f"{value:.3g}"
+
+
+def _range(table: pd.DataFrame, low: str, high: str, text: Text) -> list[str]:
+    pairs = zip(table[low], table[high], strict=True)
+    return ["-" if pd.isna(a) or pd.isna(b) else f"{text(a)} to {text(b)}" for a, b in pairs]
+
+
+def _rows(columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Header and rows of a Section, of its columns."""
+    return {
+        "header": list(columns),
+        "rows": [list(row) for row in zip(*columns.values(), strict=True)],
+    }
+
+
+def accuracy_section(tables: Tables) -> Section:
+    table = tables.accuracy
+    mean = "mean_class_accuracy"
+    columns: dict[str, Sequence[str]] = {
+        "method": table.method.tolist(),
+        "top1 %": [percent(v) for v in table.top1],
+        "95 %": _range(table, "top1_low", "top1_high", percent),
+        "mean class %": [percent(v) for v in table[mean]],
+        "95 % ": _range(table, f"{mean}_low", f"{mean}_high", percent),
+        "p (chance)": [number(v) for v in table.p_chance],
+        "groups": table.groups.astype(str).tolist(),
+        "clips": table.clips.astype(str).tolist(),
+        "seeds": table.seeds.astype(str).tolist(),
+        "tunable M": [number(v) for v in table.tunable_m],
+        "GFLOPs/view": [number(v) for v in table.gflops],
+        "GFLOPs to train": [number(v) for v in table.training_gflops],
+        "failed": table.failed.astype(str).tolist(),
+    }
+    return Section("Accuracy", **_rows(columns), note=ACCURACY_NOTE, lines=tables.warnings)
+
+
+def difference_section(title: str, table: pd.DataFrame, note: str) -> Section:
+    verdict = ["differs" if s else "within noise" for s in table.significant]
+    columns: dict[str, Sequence[str]] = {
+        "method": table.method.tolist(),
+        "against": table.reference.tolist(),
+        "points": [points(v) for v in table.difference],
+        "95 %": _range(table, "low", "high", points),
+        "p": [number(v) for v in table.p],
+        "p adjusted": [number(v) for v in table.p_adjusted],
+        "groups": table.groups.astype(str).tolist(),
+        "": ["-" if pd.isna(p) else v for p, v in zip(table.p, verdict, strict=True)],
+    }
+    return Section(title, **_rows(columns), note=note)
+
+
+def sections(tables: Tables) -> list[Section]:
+    """Everything that is the same on every run of the study: no times, no pictures."""
+    found = [
+        Section("Recommendation", lines=tables.sentences, note=RULES),
+        accuracy_section(tables),
+        difference_section("Against the best", tables.best, BEST_NOTE),
+        difference_section("Against the reference", tables.reference, ""),
+    ]
+    if tables.curves.fraction.nunique() > 1:
+        found.append(_curves_section(tables.curves))
+    if len(tables.orders):
+        found.append(_orders_section(tables.orders))
+    found += [_classes_section(tables.classes), _choices_section(tables.choices)]
+    failed = tables.cells[tables.cells.state == "failed"]
+    if len(failed):
+        columns = {k: [str(v) for v in failed[k]] for k in ("method", "kind", "fold", "error")}
+        found.append(Section("Failed cells", **_rows(columns)))
+    found.append(_hardest_section(tables.hardest))
+    return found
+
+
+def _curves_section(curves: pd.DataFrame) -> Section:
+    columns: dict[str, Sequence[str]] = {
+        "method": curves.method.tolist(),
+        "training groups %": [f"{100 * v:g}" for v in curves.fraction],
+        "top1 %": [percent(v) for v in curves.top1],
+        "95 %": _range(curves, "top1_low", "top1_high", percent),
+        "groups tested": curves.groups.astype(str).tolist(),
+    }
+    return Section("Learning curves", **_rows(columns))
+
+
+def _orders_section(orders: pd.DataFrame) -> Section:
+    columns: dict[str, Sequence[str]] = {"method": orders.method.tolist()}
+    columns |= {f"{n} %": [percent(v) for v in orders[f"{k}_top1"]] for k, n in ORDER_NAMES.items()}
+    columns["lost by shuffling"] = [points(v) for v in orders.shuffled_drop]
+    columns["95 %"] = _range(orders, "shuffled_drop_low", "shuffled_drop_high", points)
+    columns["p"] = [number(v) for v in orders.p]
+    return Section("Does it use time?", **_rows(columns), note=TIME_NOTE)
+
+
+def _classes_section(classes: pd.DataFrame) -> Section:
+    spread = (classes.max(axis=1) - classes.min(axis=1)).sort_values(ascending=False, kind="stable")
+    shown = classes.loc[spread.index[:CLASSES]]
+    columns: dict[str, Sequence[str]] = {"class": [str(v) for v in shown.index]}
+    columns |= {f"{name} %": [percent(v) for v in shown[name]] for name in shown}
+    note = "" if len(classes) <= CLASSES else f"The {CLASSES} classes that differ most."
+    return Section("By class", **_rows(columns), note=note)
+
+
+def _choices_section(choices: pd.DataFrame) -> Section:
+    columns: dict[str, Sequence[str]] = {
+        "method": choices.method.tolist(),
+        "fold": choices.fold.astype(str).tolist(),
+        "part": [f"{v:g}" for v in choices.fraction],
+        "trial": choices.trial.astype(str).tolist(),
+        "settings": choices.settings.tolist(),
+        "val top1 %": [percent(v) for v in choices.val_top1],
+    }
+    return Section("Chosen settings", **_rows(columns), note=SEARCH_NOTE)
+
+
+def _hardest_section(hardest: pd.DataFrame) -> Section:
+    shown = hardest.head(HARDEST)
+    columns: dict[str, Sequence[str]] = {
+        "clip": shown.id.tolist(),
+        "group": shown.group.astype(str).tolist(),
+        "label": shown.label.tolist(),
+        "right %": [percent(v) for v in shown.right],
+        "most often": shown.most_often.tolist(),
+        "trainings": shown.by.astype(str).tolist(),
+    }
+    return Section("Hardest clips", **_rows(columns), note="Over all rows and seeds.")
+
+
+def write(
+    tables: Tables, title: str, times: pd.DataFrame, store: FrameStore | None, folder: Path
+) -> None:
+    """`folder`/report.md, and `folder`.html with the pictures, the times and the frames.
+
+    `times`: method, latency_ms, train_s, which are of this machine and so on the page alone.
+    """
+    own = sections(tables)
+    write_text(folder / "report.md", markdown_page(title, own))
+    with TemporaryDirectory() as scratch:
+        drawn = draw(tables, times, store, HARDEST, Path(scratch))
+        shown = [s.with_pictures(*drawn[s.title]) if s.title in drawn else s for s in own]
+        extra = [
+            Section(k).with_pictures(*v)
+            for k, v in drawn.items()
+            if k not in {s.title for s in own}
+        ]
+        if len(times):
+            columns = {
+                "method": times.method.tolist(),
+                "ms a view": [number(v) for v in times.latency_ms],
+                "s of training": [number(v) for v in times.train_s],
+            }
+            note = "Of this machine: one view in fp32, merged where it can be; all trainings of the row."
+            extra.append(Section("Times", **_rows(columns), note=note))
+        write_page(folder.with_name(f"{folder.name}.html"), title, [*shown, *extra])

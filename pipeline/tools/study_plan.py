@@ -1,0 +1,116 @@
+"""`vidpipe study --dry-run`: cells, hours and disk of a study, by timing a few real steps."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.infra.console import print_table
+from pipeline.infra.pace import duration, real_steps, view_seconds
+from pipeline.infra.study.cell import done
+from pipeline.infra.study.plan import Plan, RowPlan, cell_params, make_plan
+from pipeline.infra.training_setup import TrainingSetup
+from pipeline.infra.workspace import Workspace, open_store
+from vidpipe.device import choose_device, set_determinism
+from vidpipe.params import Params
+
+WARM_UP, TIMED = 1, 3
+PREDICTION_BYTES = 120
+"""Of a tested clip in a cell's Parquet file, about."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds a clip, of a training step and of a view."""
+
+    training: float
+    view: float
+
+
+def run(params: Params, raw: Mapping[str, Any], workspace: Workspace) -> None:
+    """Print the plan. Nothing is written. Raises VidpipeError as the study would."""
+    plan = make_plan(params, raw, workspace)
+    rows, total, finals, searches = [], 0.0, 0, 0
+    for row in plan.rows:
+        if row.error is not None:
+            rows.append([row.row.name, "-", "-", "-", "-", f"fails: {row.error}"])
+            continue
+        pace = _pace(plan, row)
+        counts, seconds = _cells(plan, row, pace)
+        total += seconds
+        searches, finals = searches + counts[0], finals + counts[1]
+        tunable = row.cost.tunable if row.cost else 0
+        rows.append(
+            [
+                row.row.name,
+                str(len(row.settings)),
+                str(counts[0]),
+                str(counts[1]),
+                duration(seconds),
+                f"{12 * tunable * counts[0] / 2**20:.0f} MiB",
+            ]
+        )
+    study, groups = params.study, len(plan.clips.group_names())
+    header = ["row", "settings", "trials", "final", "time", "checkpoints"]
+    print_table(f"study {study.name}", header, rows)
+    workers = max(1, study.num_workers)
+    tested = sum(len(p.test) for p in plan.parts) * study.seeds * len(plan.rows)
+    for name, value in {
+        "data": f"{len(plan.clips):,} clips, {groups} groups, {len(set(plan.clips.labels))} classes",
+        "folds": f"{len({p.fold for p in plan.parts})}, at {len(study.fractions)} fractions",
+        "cells": f"{searches + finals}: {searches} trials, {finals} final trainings; "
+        f"{_known(plan)} of the trials' first rungs are done",
+        "time": f"{duration(total / workers)} on {workers} at a time (each alone on this machine)",
+        "disk": f"{PREDICTION_BYTES * tested / 2**20:.1f} MiB of predictions stay; checkpoints as above "
+        "at the most, removed once all rows have chosen",
+    }.items():
+        print(f"{name:8} {value}")
+
+
+def _pace(plan: Plan, row: RowPlan) -> Pace:
+    """From a few steps of the row's own trainer on the first fold."""
+    params = cell_params(plan.raw, row.row.sets, plan.params.train.seed)
+    part = plan.parts[0]
+    store = open_store(plan.workspace, params).split_as(part.train, part.test)
+    setup = TrainingSetup.build(params, row.row.method, plan.workspace, store=store)
+    trainer = setup.trainer(choose_device(params.train.use_gpu))
+    with set_determinism(params.train.deterministic):
+        steps = real_steps(trainer)
+        timed = [next(steps) for _ in range(WARM_UP + TIMED)][WARM_UP:]
+        clips = min(params.train.batch_size, len(setup.train_set))
+        view = view_seconds(trainer, setup.val_set)
+    return Pace(statistics.median(info.seconds for info in timed) / clips, view)
+
+
+def _cells(plan: Plan, row: RowPlan, pace: Pace) -> tuple[tuple[int, int], float]:
+    """((trials, final trainings), seconds)."""
+    study, epochs, seconds, trials = plan.params.study, plan.params.train.epochs, 0.0, 0
+    for part in plan.tuned_parts:
+        if part.inner is None or len(row.settings) < 2:
+            continue
+        before = 0.0
+        for count, share in plan.rungs(len(row.settings)):
+            each = len(part.inner.train) * pace.training + len(part.inner.test) * pace.view
+            seconds += count * epochs * (share - before) * each
+            before = share
+        trials += len(row.settings)
+    evaluate = plan.params.evaluate
+    views = evaluate.temporal_clips * evaluate.spatial_crops + (4 if evaluate.use_of_time else 0)
+    for part in plan.parts:
+        each = epochs * len(part.train) * pace.training + len(part.test) * views * pace.view
+        seconds += study.seeds * each
+    return (trials, len(plan.parts) * study.seeds), seconds
+
+
+def _known(plan: Plan) -> int:
+    """Trials whose first rung has a result here."""
+    found = 0
+    for row in plan.rows:
+        for part in plan.tuned_parts if row.error is None and len(row.settings) > 1 else ():
+            if part.inner is not None:
+                count, share = plan.rungs(len(row.settings))[0]
+                cells = plan.trial_cells(row, part, range(count), 0.0, share)
+                found += sum(done(cell, plan.workspace) is not None for cell in cells)
+    return found

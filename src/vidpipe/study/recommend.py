@@ -1,0 +1,127 @@
+"""A recommendation in plain words, by rules that are printed with it."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from vidpipe.study.statistics import ALPHA, best_of, smallest_p
+
+MARGIN = 0.05
+"""What a candidate may lie behind the best, where the tests cannot tell them apart."""
+EQUAL = 0.02
+"""Costs that differ by less, relative to the larger, are the same."""
+RULES = (
+    "Rules: candidates are the best in top-1 and all whose adjusted p against it is above "
+    f"{ALPHA:g} and that lie at most {100 * MARGIN:g} points behind. Recommended is the candidate that "
+    "is cheapest at "
+    "inference (GFLOPs of a view, then new parameters), of equals the one cheapest to train, then the "
+    f"most accurate; costs within {100 * EQUAL:g} % are equal. Where there are too few groups for any p "
+    f"to reach {ALPHA:g}, nothing is recommended, and the best is named."
+)
+
+
+def recommendation(
+    accuracy: pd.DataFrame,
+    best: pd.DataFrame,
+    reference: pd.DataFrame,
+    orders: pd.DataFrame,
+    groups: int,
+) -> list[str]:
+    """Sentences, the first of which is the recommendation; RULES says how it is made.
+
+    Args:
+        accuracy: `statistics.accuracies` with the costs gflops, new_at_inference_m, training_gflops.
+        best, reference: `statistics.against` the best and the reference.
+        orders: method, shuffled_drop and p; empty where the use of time was not measured.
+        groups: of the tested clips.
+    """
+    known = accuracy.dropna(subset=["top1"]).set_index("method")
+    top = best_of(accuracy)
+    versus = best.set_index("method")
+    if len(known) > 1 and smallest_p(groups) > ALPHA:
+        first = (
+            f"{groups} groups are too few to recommend anything. {top} is the most accurate here, "
+            f"with {_percent(known.top1[top])}; that it is better than another is not shown."
+        )
+        return [first, *_order(top, orders)]
+    candidates = [top] + [
+        name
+        for name in known.index
+        if name != top and not _significant(versus, name) and -versus.difference[name] <= MARGIN
+    ]
+    chosen = _cheapest(known, candidates)
+    accurate = "the most accurate" if chosen == top else f"within noise of the best ({top})"
+    cheap = ", and the cheapest of the candidates at inference" if len(candidates) > 1 else ""
+    found = [
+        f"{chosen}: {accurate} with {_percent(known.top1[chosen])} "
+        f"({_percent(known.top1_low[chosen])} to {_percent(known.top1_high[chosen])}, {groups} groups), "
+        f"{known.gflops[chosen]:.3g} GFLOPs a view{cheap}."
+    ]
+    for name in sorted(candidates, key=lambda n: -known.top1[n]):
+        if name != chosen:
+            found.append(f"{name} is within noise of the best, {_costs(known, name, chosen)}.")
+    for name in sorted(set(known.index) - set(candidates), key=lambda n: -known.top1[n]):
+        sure = _significant(versus, name)
+        noise = "" if sure else f", which {groups} groups do not tell from noise"
+        found.append(
+            f"{name} is {-100 * versus.difference[name]:.0f} points behind {top}{noise} "
+            f"(p {versus.p_adjusted[name]:.2g})."
+        )
+    found += _reference(reference, chosen)
+    blind = known.index[known.p_chance > ALPHA].tolist()
+    found += [f"{name} is not shown to be better than chance." for name in blind]
+    return found + _order(chosen, orders)
+
+
+def _significant(table: pd.DataFrame, name: str) -> bool:
+    return bool(name in table.index and table.significant[name])
+
+
+def _cheapest(known: pd.DataFrame, candidates: list[str]) -> str:
+    """By the rules; each criterion keeps those that are equal to the least."""
+    left = candidates
+    for column in ("gflops", "new_at_inference_m", "training_gflops"):
+        least = min(known[column][name] for name in left)
+        left = [n for n in left if known[column][n] - least <= EQUAL * abs(known[column][n])]
+    return max(left, key=lambda name: known.top1[name])
+
+
+def _costs(known: pd.DataFrame, name: str, chosen: str) -> str:
+    """How the costs of `name` compare with those of `chosen`."""
+    parts = []
+    for column, what in (("gflops", "at inference"), ("training_gflops", "to train")):
+        ratio = known[column][name] / known[column][chosen]
+        if abs(ratio - 1) <= EQUAL:
+            parts.append(f"costs the same {what}")
+        else:
+            parts.append(f"costs {ratio:.2g} times as much {what}")
+    return " and ".join(parts)
+
+
+def _reference(table: pd.DataFrame, chosen: str) -> list[str]:
+    own = table[table.method == chosen]
+    if own.empty:
+        return []
+    row = own.iloc[0]
+    sure = "" if row.significant else ", which is not significant"
+    better = "above" if row.difference >= 0 else "below"
+    return [
+        f"It is {abs(100 * row.difference):.0f} points {better} {row.reference} "
+        f"(p {row.p_adjusted:.2g}{sure})."
+    ]
+
+
+def _order(method: str, orders: pd.DataFrame) -> list[str]:
+    if orders.empty or method not in set(orders.method):
+        return []
+    row = orders[orders.method == method].iloc[0]
+    sure = row.p <= ALPHA
+    claim = (
+        "The order of frames matters" if sure else "That the order of frames matters is not shown"
+    )
+    lost = f"{100 * row.shuffled_drop:.0f} points"
+    return [f"{claim}: {method} loses {lost} without it (p {row.p:.2g})."]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,126 @@
+"""Pictures of a study: accuracy against what it costs, over the learning rate, over the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vidpipe.viz.comparison import _interval, _style
+from vidpipe.viz.plots import COLOURS, save
+
+MOST_LINES = 12
+"""Rows that are drawn by themselves: more cannot be told apart."""
+
+
+def pareto_front(table: pd.DataFrame, column: str) -> list[int]:
+    """Positions of the rows that no other beats in both `column` (less is better) and top1, by `column`.
+
+    Example:
+        >>> table = pd.DataFrame({"cost": [1, 2, 3], "top1": [0.5, 0.4, 0.9]})
+        >>> pareto_front(table, "cost")
+        [0, 2]
+    """
+    cost, top1 = table[column].to_numpy(dtype=float), table.top1.to_numpy(dtype=float)
+    order = sorted(range(len(table)), key=lambda i: (cost[i], -top1[i]))
+    front: list[int] = []
+    for i in order:
+        if np.isnan(cost[i]) or np.isnan(top1[i]):
+            continue
+        if not front or top1[i] > top1[front[-1]]:
+            front.append(i)
+    return front
+
+
+def plot_accuracy_against(
+    table: pd.DataFrame, column: str, label: str, title: str, path: Path
+) -> None:
+    """Top-1 with its interval against `column`, one point a row, and the Pareto front as a line."""
+    known = table.dropna(subset=[column, "top1"]).reset_index(drop=True)
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for i, row in enumerate(known.to_dict("records")):
+        axes.errorbar(
+            row[column],
+            100 * row["top1"],
+            yerr=_interval(row),
+            markersize=9,
+            linestyle="none",
+            capsize=4,
+            label=row["method"],
+            zorder=3,
+            **_style(i),
+        )
+    front = known.loc[pareto_front(known, column)]
+    axes.step(
+        front[column],
+        100 * front.top1,
+        where="post",
+        color="0.5",
+        linestyle="--",
+        label="Pareto front",
+    )
+    positive = known[column][known[column] > 0]
+    if len(positive) and positive.max() > 30 * positive.min():
+        axes.set_xscale("symlog", linthresh=float(positive.min()))
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel=label, ylabel="top-1, % (95 % interval)", title=title)
+    _finish(figure, axes, len(known))
+    save(figure, path)
+
+
+def plot_sensitivity(trials: pd.DataFrame, path: Path) -> None:
+    """Validation accuracy over the learning rate: columns method, lr, val_top1, epoch, epochs. A ring is
+    a trial that was stopped early; the line joins the means of the trials of equal rate."""
+    names = list(dict.fromkeys(trials.method))[:MOST_LINES]
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate(names):
+        own = trials[(trials.method == name) & trials.val_top1.notna()]
+        ended = own[own.epoch == own.epochs]
+        colour = COLOURS[i % len(COLOURS)]
+        early = own[own.epoch < own.epochs]
+        axes.scatter(early.lr, 100 * early.val_top1, facecolors="none", edgecolors=colour, s=30)
+        mean = (100 * ended.groupby("lr").val_top1.mean()).sort_index()
+        axes.plot(mean.index, mean, label=name, markersize=7, **_style(i))
+    axes.set_xscale("log")
+    axes.set(
+        xlabel="learning rate",
+        ylabel="validation top-1, %",
+        title="Accuracy over the learning rate (within the training part; rings: stopped early)",
+    )
+    _finish(figure, axes, len(names))
+    save(figure, path)
+
+
+def plot_learning_curves(curves: pd.DataFrame, path: Path) -> None:
+    """Top-1 with its interval over the fraction of the training groups (AIM Fig. 3, ST-Adapter 2c)."""
+    names = list(dict.fromkeys(curves.method))[:MOST_LINES]
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate(names):
+        own = curves[(curves.method == name) & curves.top1.notna()].sort_values("fraction")
+        low = 100 * (own.top1 - own.top1_low).clip(lower=0).fillna(0)
+        high = 100 * (own.top1_high - own.top1).clip(lower=0).fillna(0)
+        # Apart by a little: intervals at the same place would hide each other.
+        x = 100 * own.fraction * (1 + 0.012 * (i - len(names) / 2))
+        axes.errorbar(x, 100 * own.top1, yerr=[low, high], capsize=3, label=name, **_style(i))
+    axes.set(
+        xlabel="training groups, %",
+        ylabel="top-1, % (95 % interval)",
+        title="Accuracy over the amount of training data",
+    )
+    _finish(figure, axes, len(names))
+    save(figure, path)
+
+
+def _finish(figure: Figure, axes: Axes, rows: int) -> None:
+    axes.set_ylim(0, 104)
+    axes.grid(True, color="0.88", zorder=0)
+    figure.legend(
+        loc="outside right upper" if rows > 6 else "outside lower center",
+        ncols=1 if rows > 6 else 3,
+    )
