@@ -17,19 +17,18 @@ from timm.models.eva import EvaAttention, EvaBlock
 from torch import Tensor, nn
 
 from vidpipe.backbones.block import (
-    QKV,
     BlockView,
     Part,
     attention_refusal,
     mlp_refusal,
     overwrite_linear,
 )
-from vidpipe.backbones.ops import project
+from vidpipe.backbones.joint_bias import JointBiasView, scaled
 from vidpipe.backbones.view import ImageView, replaced, unpooled
 from vidpipe.errors import VidpipeError
 
 
-class EvaBlockView(BlockView):
+class EvaBlockView(JointBiasView):
     """A block of `Eva`, whose attention reads the positions from the model."""
 
     def __init__(self, module: nn.Module, index: int, view: EvaView) -> None:
@@ -37,15 +36,15 @@ class EvaBlockView(BlockView):
         self.index, self.view = index, view
 
     def scale1(self, x: Tensor) -> Tensor:
-        return _scaled(cast(Any, self.module).gamma_1, x)
+        return scaled(cast(Any, self.module).gamma_1, x)
 
     def scale2(self, x: Tensor) -> Tensor:
-        return _scaled(cast(Any, self.module).gamma_2, x)
+        return scaled(cast(Any, self.module).gamma_2, x)
 
     def project(self, x: Tensor, queries: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.attn
         if attn.qkv is not None:
-            return project(attn.qkv.weight, _joint_bias(attn), x, queries)
+            return super().project(x, queries)
         # A copy of few tokens: a linear layer on a slice is a batched product.
         few = x if queries is None else x[:, :queries].contiguous()
         return attn.q_proj(few), attn.k_proj(x), attn.v_proj(x)
@@ -60,31 +59,20 @@ class EvaBlockView(BlockView):
         return _rotated(q, rope, first, half), _rotated(k, rope, first, half)
 
     def affine_qkv(self, part: Part) -> tuple[Tensor, Tensor | None]:
-        if self.attn.qkv is None:
-            layer = getattr(self.attn, f"{part}_proj")
-            return layer.weight, layer.bias
-        bias, own = _joint_bias(self.attn), QKV.index(part)
-        return self.attn.qkv.weight.chunk(3)[own], None if bias is None else bias.chunk(3)[own]
+        if self.attn.qkv is not None:
+            return super().affine_qkv(part)
+        layer = getattr(self.attn, f"{part}_proj")
+        return layer.weight, layer.bias
 
     def overwrite_qkv(self, part: Part, weight: Tensor, bias: Tensor | None) -> None:
-        if self.attn.qkv is None:
-            overwrite_linear(getattr(self.attn, f"{part}_proj"), weight, bias)
-            return
-        if bias is not None:
-            self._join_bias()
-        super().overwrite_qkv(part, weight, bias)
-
-    def open_biases(self) -> None:
         if self.attn.qkv is not None:
-            self._join_bias()
-        super().open_biases()
+            super().overwrite_qkv(part, weight, bias)
+        else:
+            overwrite_linear(getattr(self.attn, f"{part}_proj"), weight, bias)
 
     def _join_bias(self) -> None:
-        """Make the joint projection's bias one of its layer, which has a place for k's."""
-        attn = self.attn
-        if (bias := _joint_bias(attn)) is not None and attn.qkv.bias is None:
-            overwrite_linear(attn.qkv, attn.qkv.weight, bias.detach())
-            attn.q_bias = attn.k_bias = attn.v_bias = None
+        if self.attn.qkv is not None:
+            super()._join_bias()
 
 
 class EvaView(ImageView):
@@ -120,24 +108,12 @@ class EvaView(ImageView):
         return cast(Tensor, rope.get_embed() if fixed else rope.get_embed(shape=[*self.grid]))
 
 
-def _scaled(gamma: Tensor | None, x: Tensor) -> Tensor:
-    return x if gamma is None else gamma * x
-
-
 def _rotated(x: Tensor, rope: Tensor, first: int, half: bool) -> Tensor:
     """Tokens (B, heads, N, d) from `first` on turned; fewer tokens than that stay as they are."""
     if x.shape[-2] <= first:
         return x
     turned = apply_rot_embed_cat(x[..., first:, :], rope, half=half).type_as(x)
     return torch.cat([x[..., :first, :], turned], dim=-2)
-
-
-def _joint_bias(attn: Any) -> Tensor | None:
-    if attn.qkv.bias is not None:
-        return cast(Tensor, attn.qkv.bias)
-    if getattr(attn, "q_bias", None) is None:
-        return None
-    return torch.cat([attn.q_bias, attn.k_bias, attn.v_bias])
 
 
 def eva_refusal(model: Eva) -> str | None:
