@@ -251,7 +251,7 @@ def test_a_second_method_is_refused() -> None:
             "no model 'vit_stil_patch12_48'; nearest is vit_still",
         ),
         ({"backbone": "open_clip:ViT-B-15"}, "no model 'ViT-B-15'; nearest is ViT-B-1"),
-        ({"backbone": "resnet18", "weights": None}, "resnet18 is not a ViT, Eva or Swin"),
+        ({"backbone": "resnet18", "weights": None}, "resnet18 is no ViT, Eva, BEiT or Swin"),
         ({"backbone": nn.Linear(1, 1), "weights": None}, "is a Linear, not one of timm's ViTs"),
         ({"backbone": 3}, "a int, expected a name of vidpipe.list_backbones"),
         ({"botleneck_ratio": 1}, "botleneck_ratio: unknown key; nearest is bottleneck_ratio"),

@@ -58,7 +58,11 @@ class BlockView:
     def place(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys by head, (B*T, heads, N, D / heads), as attention within a frame compares
         them: with q/k norm, and with the positions that a RoPE turns in."""
-        return self.attn.q_norm(self.heads(q)), self.attn.k_norm(self.heads(k))
+        return self.normed(self.heads(q), self.heads(k))
+
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys by head, with the norms that some models give to each."""
+        return self.attn.q_norm(q), self.attn.k_norm(k)
 
     def bias(self, tokens: int) -> Tensor | None:
         """What attention within a frame adds to its scores, (1, heads, `tokens`, `tokens`)."""
@@ -98,11 +102,11 @@ class BlockView:
     def attend_over_time(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention among the T tokens of one position, (B*N, T, D): without positions, which are the
         same for all of them."""
-        q, k = self.attn.q_norm(self.heads(q)), self.attn.k_norm(self.heads(k))
-        return self._attend(q, k, v, None)
+        return self._attend(*self.normed(self.heads(q), self.heads(k)), v, None)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        out = F.scaled_dot_product_attention(q, k, self.heads(v), attn_mask=bias, scale=self.scale)
+        mask = None if bias is None else bias.to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, self.heads(v), attn_mask=mask, scale=self.scale)
         return self.inner_norm(out.transpose(1, 2).flatten(2))
 
     def inner_norm(self, x: Tensor) -> Tensor:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from timm.models import Eva, VisionTransformer
+from timm.models import Beit, Eva, VisionTransformer
 from torch import nn
 
+from vidpipe.backbones.beit import BeitView, beit_refusal
 from vidpipe.backbones.eva import EvaView, eva_refusal
 from vidpipe.backbones.view import ImageView, vit_refusal
+
+FAMILIES = "timm's ViTs, Evas, BEiTs and Swins"
 
 
 def view_of(model: nn.Module) -> ImageView:
     """The view of a model that `refusal` finds nothing against (a Swin has none)."""
-    return EvaView(model) if isinstance(model, Eva) else ImageView(model)
+    if isinstance(model, Eva):
+        return EvaView(model)
+    if isinstance(model, Beit):
+        return BeitView(model)
+    return ImageView(model)
 
 
 def refusal(model: nn.Module) -> str | None:
@@ -20,7 +27,6 @@ def refusal(model: nn.Module) -> str | None:
         return vit_refusal(model)
     if isinstance(model, Eva):
         return eva_refusal(model)
+    if isinstance(model, Beit):
+        return beit_refusal(model)
     return f"is a {type(model).__name__}, not one of {FAMILIES}"
-
-
-FAMILIES = "timm's ViTs, Evas and Swins"

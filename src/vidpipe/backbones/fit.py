@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from timm.models import Eva, SwinTransformer, eva, swin_transformer, vision_transformer
+from timm.models import Beit, Eva, SwinTransformer, beit, eva, swin_transformer, vision_transformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
@@ -101,7 +101,8 @@ def _resized(
     if isinstance(vit, SwinTransformer):
         fitted = swin_transformer.checkpoint_filter_fn(state, vit)
     else:
-        family: Any = eva if isinstance(vit, Eva) else vision_transformer
+        families = ((Beit, beit), (Eva, eva), (nn.Module, vision_transformer))
+        family: Any = next(file for kind, file in families if isinstance(vit, kind))
         fitted = family.checkpoint_filter_fn(state, vit, interpolation="bicubic", antialias=False)
     # A classifier or projection on top of the features is not part of the frozen backbone.
     fitted = {k: v for k, v in fitted.items() if not k.startswith(("head.", "head_dist."))}

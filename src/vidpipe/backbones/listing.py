@@ -18,9 +18,10 @@ TIMM_FILES = (
     "vision_transformer_hybrid",
     "deit",
     "eva",
+    "beit",
     "swin_transformer",
 )
-"""timm's modules of ViTs, Evas and Swins."""
+"""timm's modules of ViTs, Evas, BEiTs and Swins."""
 OTHER_BLOCKS = (
     *("vit_*_18x2_*", "vit_*_xp_*", "vit_*_rpn_*", "vit_pwee_*", "vit_dpwee_*"),
     *("vit_dwee_*", "vit_dlittle_*", "eva02_enormous_*"),
@@ -41,8 +42,9 @@ def list_backbones(pattern: str = "*") -> list[str]:
         pattern: of file names, such as `"*clip*"`.
 
     Returns:
-        The names that match, sorted: timm's ViTs and Swins, then the image towers of open_clip (where
-        it is installed) as `open_clip:NAME`. A name says nothing of weights: those are a file or `hub`.
+        The names that match, sorted: timm's ViTs, Evas, BEiTs and Swins, then the image towers of
+        open_clip (where it is installed) as `open_clip:NAME`. A name says nothing of weights: those
+        are a file or `hub`.
 
     Example:
         >>> import vidpipe

@@ -92,7 +92,11 @@ class ImageView:
             return self.vit.forward_head(self.vit.norm(x), pre_logits=True)
         if self.reads == "prefix":
             return x[:, 0]  # the norm of tokens, of this one, follows in `finish`
-        return cast(Tensor, self.vit.pool(self.vit.norm(x)))
+        return self._mean(self.vit.norm(x))
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """The zoo's pooling of tokens, where it is no single one: their mean, maximum, or attention."""
+        return cast(Tensor, self.vit.pool(x))
 
     def finish(self, feature: Tensor) -> Tensor:
         """The final norm of (..., D), where it is one of a single vector."""

@@ -243,6 +243,6 @@ def _refuse_other_family(name: str) -> None:
     package, _, family = module.rpartition(".")
     if package == "timm.models" and family not in TIMM_FILES:
         raise VidpipeError(
-            f"backbone.name: {name} is not a ViT, Eva or Swin but of timm's {family} models; "
+            f"backbone.name: {name} is no ViT, Eva, BEiT or Swin but of timm's {family} models; "
             f"{nearest_that_loads(name)}"
         )

@@ -95,10 +95,11 @@ def attention_maps(model: VideoModel, clip: Tensor, block: int = -1) -> Attentio
         )
     grid = model.view.grid
     patches = grid[0] * grid[1]
-    q, k, scale = recorder.spatial
+    q, k, scale, bias = recorder.spatial
     # The queries of the tokens that the feature is made of.
-    q = q[:, :, :1] if model.view.reads == "prefix" else q[:, :, -patches:]
-    spatial = _probabilities(q, k, scale).mean(2)  # (T, H, N)
+    read = slice(1) if model.view.reads == "prefix" else slice(-patches, None)
+    bias = None if bias is None else bias[..., read, :]
+    spatial = _probabilities(q[:, :, read], k, scale, bias).mean(2)  # (T, H, N)
     over_time = clip_query = None
     if recorder.over_time is not None:
         over_time = _probabilities(*recorder.over_time).transpose(0, 1)
@@ -140,13 +141,14 @@ def head_offsets(model: VideoModel, index: int) -> tuple[int | None, ...]:
     return tuple(next(iter(dts)) if len(dts) == 1 else None for dts in own)
 
 
-Attended = tuple[Tensor, Tensor, float]
-"""Queries (..., Q, d), keys (..., K, d) and the scale of their product."""
+Attended = tuple[Tensor, Tensor, float, Tensor | None]
+"""Queries (..., Q, d), keys (..., K, d), the scale of their product, and what is added to it (BEiT)."""
 
 
-def _probabilities(q: Tensor, k: Tensor, scale: float) -> Tensor:
+def _probabilities(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     """(..., Q, K)"""
-    return (q.float() @ k.float().transpose(-2, -1) * scale).softmax(-1).cpu()
+    scores = q.float() @ k.float().transpose(-2, -1) * scale
+    return (scores if bias is None else scores + bias.float()).softmax(-1).cpu()
 
 
 class _Recorder(TorchFunctionMode):
@@ -185,9 +187,15 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _keep(
-        self, query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, **_: Any
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        scale: float | None = None,
+        **_: Any,
     ) -> None:
-        seen = (query, key, query.shape[-1] ** -0.5 if scale is None else scale)
+        seen = (query, key, query.shape[-1] ** -0.5 if scale is None else scale, attn_mask)
         queries, keys = query.shape[-2], key.shape[-2]
         if self.decoders and queries == 1 and len(query) == 1 and keys > self.num_frames:
             self.clip_query = seen

@@ -199,7 +199,8 @@ class VideoModel(nn.Module):
             return int(own[1])
         embedding = ("vit.patch_embed.", "vit.pos_embed", "vit.norm_pre.", "temporal_embedding.")
         tokens = ("vit.cls_token", "vit.reg_token", "vit.dist_token")
-        return -1 if name.startswith((*embedding, *tokens)) else None
+        of_all = ("vit.rel_pos_bias.", "vit.rope.")  # positions that all blocks read
+        return -1 if name.startswith((*embedding, *tokens, *of_all)) else None
 
     @property
     def blocks(self) -> list[BlockView]:

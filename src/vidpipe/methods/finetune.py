@@ -191,7 +191,9 @@ class BitFit(FineTune):
     name = "bitfit"
 
     def trained(self) -> Trained:
-        biases = [p for name, p in self.vit.named_parameters() if name.endswith(".bias")]
+        # EVA and BEiT have those of q and v as `q_bias`, `v_bias`.
+        named = self.vit.named_parameters()
+        biases = [p for name, p in named if name.endswith((".bias", "_bias"))]
         return [*biases, *self.temporal_parts()]
 
 

@@ -88,7 +88,7 @@ def test_other_mistakes_are_one_line(weights: Path, tmp_path: Path) -> None:
         load(tmp_path / "absent.safetensors")
     with pytest.raises(VidpipeError, match="nearest is vit_tiny_patch16_224"):
         load(weights, "vit_tiny_patch16_225")
-    with pytest.raises(VidpipeError, match="resnet18 is not a ViT, Eva or Swin"):
+    with pytest.raises(VidpipeError, match="resnet18 is no ViT, Eva, BEiT or Swin"):
         load(weights, "resnet18")
     save_file(load_file(weights), weights, metadata={"activation": "quickgelu"})
     with pytest.raises(VidpipeError, match=r"is for activation quickgelu, but .* has gelu"):

@@ -25,6 +25,7 @@ PLAIN = [file for file in TIMM_FILES if file != "swin_transformer"]
 NAMES = sorted(name for file in PLAIN for name in timm.list_models(module=file))
 SMALL = {"depth": 2, "num_classes": 0}
 NARROW = {"embed_dim": 48, "num_heads": 4}
+PARTS = ("blocks", "norm", "fc_norm", "attn_pool", "norm_pre")
 T = 2
 POOLINGS = [
     {},
@@ -65,10 +66,10 @@ def test_the_feature_of_every_name_is_the_zoos_or_is_refused() -> None:
         with torch.device("meta"):
             vit = small(name)
         assert (refusal(vit) is None) == (name in loads), name
-        with_prefix = getattr(vit, "pool_include_prefix", False)
-        pooling = (vit.global_pool, vit.no_embed_class, with_prefix, getattr(vit, "rope", None))
+        options = ("global_pool", "no_embed_class", "pool_include_prefix", "rope")
+        pooling = [getattr(vit, option, None) for option in options]
         # Names that differ in size alone are one case; a patch of 16 stands for all.
-        parts = (vit.blocks, vit.norm, vit.fc_norm, vit.attn_pool, vit.norm_pre)
+        parts = [getattr(vit, part, None) for part in PARTS]
         tokens = (vit.num_prefix_tokens, vit.cls_token is None, type(vit), type(vit.patch_embed))
         structure = f"{pooling} {parts} {tokens}"
         if refusal(vit) is not None or structure in seen:
