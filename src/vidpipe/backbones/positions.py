@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, cast
 
-from timm.layers import resample_abs_pos_embed
-from timm.models import SwinTransformer
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from timm.models import Beit, SwinTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.patches import grid_of
@@ -17,6 +17,8 @@ from vidpipe.errors import VidpipeError
 GRID = "grid"
 """Key of a weights file's header: patches down x across, of a grid that is not square."""
 BIASES = "relative_position_bias_table"
+CLASS_TOKEN_BIASES = 3
+"""Of BEiT: from the class token to a patch, from a patch to it, and its own."""
 
 
 def grid_header(vit: nn.Module) -> dict[str, str]:
@@ -57,10 +59,11 @@ def resized_positions(
                 f"{own[0]} x {own[1]}; take weights of a square size"
             )
         return {name: tensor for name, tensor in state.items() if name.endswith(BIASES)}
+    tables = _resized_biases(model, state, grid) if isinstance(model, Beit) else {}
     table = state.get("pos_embed")
     if table is None or table.ndim != 3 or vit.pos_embed is None:
-        return {}
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+        return tables
+    prefix = 0 if getattr(vit, "no_embed_class", False) else vit.num_prefix_tokens
     count = table.shape[1] - prefix
     grid = _grid_of_positions(model, count, own) if grid is None else grid
     if grid[0] * grid[1] != count:
@@ -71,7 +74,31 @@ def resized_positions(
         table = resample_abs_pos_embed(
             table, list(own), list(grid), prefix, interpolation="bicubic", antialias=False
         )
-    return {"pos_embed": table}
+    return {"pos_embed": table, **tables}
+
+
+def _resized_biases(
+    beit: nn.Module, state: Mapping[str, Tensor], grid: tuple[int, int] | None
+) -> dict[str, Tensor]:
+    """A BEiT's biases, one for each offset between patches and three for the class token's pairs."""
+    own, tables = grid_of(beit), {}
+    for name, table in state.items():
+        if not name.endswith(BIASES) or table.ndim != 2:
+            continue
+        count = len(table) - CLASS_TOKEN_BIASES
+        side = math.isqrt(max(count, 0))
+        old = grid
+        if old is None:  # the number of patches that have so many offsets, if the grid is square
+            square = side * side == count and side % 2 == 1
+            old = _grid_of_positions(beit, ((side + 1) // 2) ** 2, own) if square else own
+        if (2 * old[0] - 1) * (2 * old[1] - 1) != count:
+            raise VidpipeError(
+                f"{name} has {count} biases of patches, which are none of {old[0]} x {old[1]} patches"
+            )
+        offsets = (2 * own[0] - 1) * (2 * own[1] - 1) + CLASS_TOKEN_BIASES
+        shape = (offsets, table.shape[1])
+        tables[name] = resize_rel_pos_bias_table(table, own, shape, old)
+    return tables
 
 
 def _grid_of_positions(model: nn.Module, count: int, own: tuple[int, int]) -> tuple[int, int]:

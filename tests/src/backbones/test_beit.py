@@ -10,11 +10,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
 from timm.models import Beit
 from tiny import randomise
 
 from vidpipe.backbones.beit import BeitView
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.fit import fit_state
 from vidpipe.backbones.zoo import copied_backbone, load_backbone
 from vidpipe.errors import VidpipeError
 from vidpipe.explain.attention import attention_maps
@@ -33,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 every = pytest.mark.parametrize("variant", VARIANTS)
 
 
-def tiny_beit(variant: str = "own", size: int = 48) -> Beit:
+def tiny_beit(variant: str = "own", size: int | tuple[int, int] = 48) -> Beit:
     torch.manual_seed(0)
     narrow = {"depth": 3, "embed_dim": 48, "num_heads": 4, "num_classes": 0, "img_size": size}
     beit = timm.create_model("beit_base_patch16_224", **VARIANTS[variant], **narrow)
@@ -156,3 +158,28 @@ def test_a_subclass_with_a_block_of_its_own_is_refused() -> None:
     beit.blocks[1].__class__ = Odd
     with pytest.raises(VidpipeError, match="has Odd blocks, which no method can adapt yet"):
         copied_backbone(beit, None)
+
+
+@pytest.mark.parametrize("variant", ["own", "shared"])
+@pytest.mark.parametrize(
+    ("before", "after"), [((3, 5), (3, 5)), ((3, 5), (4, 2)), ((4, 4), (5, 3))]
+)
+def test_grids_that_are_not_square(
+    variant: str, before: tuple[int, int], after: tuple[int, int]
+) -> None:
+    def of(grid: tuple[int, int]) -> Beit:
+        return tiny_beit(variant, (16 * grid[0], 16 * grid[1]))
+
+    beit, twin = of(before), of(before)
+    twin.set_input_size(img_size=(16 * after[0], 16 * after[1]))
+    state = twin.state_dict()
+    if variant == "shared":  # timm antialiases these, the weights' authors do not
+        options = {"interpolation": "bicubic", "antialias": False}
+        pos_embed = beit.state_dict()["pos_embed"]
+        state["pos_embed"] = resample_abs_pos_embed(pos_embed, after, before, 1, **options)
+        twin.load_state_dict(state)
+    fitted = copied_backbone(beit, (16 * after[0], 16 * after[1]))[0].vit
+    for name, tensor in fitted.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    with pytest.raises(VidpipeError, match="biases of patches, which are none of 9 x 9 patches"):
+        fit_state(of(after), beit.state_dict(), "beit.safetensors", (9, 9))
