@@ -2,8 +2,9 @@
 
 A recipe `extends` others, the later over the earlier and the file itself over all: names of this
 folder (`base/` holds parts that are not listed) or, from a user's file, also files of its own
-folder. Two keys are not parameters and never reach them: `expects`, what the paper printed, and
-`starts_from`, the recipe whose trained adapter a published row began with.
+folder. Keys that are not parameters and never reach them: `expects`, what the paper printed, or `ours`
+(`modern/`), what a recipe is for that no paper has; `starts_from`, the recipe whose trained adapter a
+published row began with.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -22,18 +23,24 @@ from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_file
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+NO_PARAMETERS = ("extends", "expects", "ours", "starts_from")
 NULL = "tag:yaml.org,2002:null"
 Dataset = Literal["K400", "K700", "SSv2", "Diving48", "UCF101", "HMDB51"]
 
 
-class Expects(Section):
+class Subject(Section):
+    """What a recipe is for."""
+
+    dataset: Dataset
+    backbone: str = Field(description="as the paper prints it, such as ViT-B/16")
+    pretrain: str
+
+
+class Expects(Subject):
     """The row of a paper's table that a recipe is for. 001 AIM, 002 ST-Adapter, 003 ZeroI2V."""
 
     paper: Literal["001", "002", "003"]
     table: str
-    dataset: Dataset
-    backbone: str = Field(description="as the paper prints it, such as ViT-B/16")
-    pretrain: str
     top1: float
     top5: float | None = None
     tunable_m: int | float | None = Field(
@@ -46,6 +53,9 @@ class Expects(Section):
     )
 
 
+Of = TypeVar("Of", bound=Subject)
+
+
 @dataclass(frozen=True)
 class Recipe:
     name: str
@@ -53,6 +63,7 @@ class Recipe:
     overlay: dict[str, Any]
     """Of params.yaml, with everything it extends."""
     expects: Expects | None
+    ours: Subject | None
     starts_from: str | None
 
     @property
@@ -63,7 +74,14 @@ class Recipe:
 
 def list_recipes() -> list[tuple[str, str]]:
     """(name, title) of every recipe that comes with vidpipe and is of one training."""
-    return [(file.stem, _title(file)) for file in sorted(FOLDER.glob("*.yaml"))]
+    files = [*sorted(FOLDER.glob("*.yaml")), *sorted(FOLDER.glob("modern/*.yaml"))]
+    return [(_name(file), _title(file)) for file in files]
+
+
+def _name(file: Path) -> str:
+    """`modern/NAME` or NAME for a file of FOLDER, its stem for a user's."""
+    own = file.is_relative_to(FOLDER)
+    return (file.relative_to(FOLDER).with_suffix("") if own else Path(file.stem)).as_posix()
 
 
 def list_studies() -> list[tuple[str, str]]:
@@ -97,16 +115,20 @@ def load_recipe(name: str) -> Recipe:
             raise VidpipeError(f"--recipe {name}: no such recipe{more}")
         file = FOLDER / f"{name}.yaml"
     own = read_yaml(file)
-    expects = own.get("expects")
-    try:
-        row = None if expects is None else Expects.model_validate(expects)
-    except ValidationError as error:
-        raise VidpipeError(f"{file}: {explain(error, Expects, 'expects')}") from None
+    expects = _checked(file, own, "expects", Expects)
+    ours = _checked(file, own, "ours", Subject)
     start = own.get("starts_from")
     if start is not None and start not in [recipe for recipe, _ in list_recipes()]:
         raise VidpipeError(f"{file}: starts_from: {start!r} is no recipe")
     # What a recipe promises is of that very file: a user's variant of a row promises nothing.
-    return Recipe(file.stem, _title(file), _resolve(file, ()), row, start)
+    return Recipe(_name(file), _title(file), _resolve(file, ()), expects, ours, start)
+
+
+def _checked(file: Path, own: Mapping[str, Any], key: str, schema: type[Of]) -> Of | None:
+    try:
+        return None if own.get(key) is None else schema.model_validate(own[key])
+    except ValidationError as error:
+        raise VidpipeError(f"{file}: {explain(error, schema, key)}") from None
 
 
 def _resolve(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -122,7 +144,7 @@ def _resolve(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in names:
         merged = deep_merge(merged, _resolve(_base(file, name), (*above, file)))
-    own = {k: v for k, v in content.items() if k not in ("extends", "expects", "starts_from")}
+    own = {k: v for k, v in content.items() if k not in NO_PARAMETERS}
     return deep_merge(merged, own)
 
 

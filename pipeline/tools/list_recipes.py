@@ -141,12 +141,12 @@ def _uniform(config: MethodConfig) -> bool:
 
 
 def row(recipe: Recipe) -> Row:
-    """Costs of a recipe that stands for a row of a paper; other recipes have a title only."""
-    expects, overlay = recipe.expects, recipe.overlay
-    if expects is None or len(recipe.methods) != 1:
+    """Costs of a recipe that stands for a row of a paper, or of ours; others have a title only."""
+    subject, overlay = recipe.expects or recipe.ours, recipe.overlay
+    if subject is None or len(recipe.methods) != 1:
         return Row(recipe.name, recipe.title)
     (method,) = recipe.methods
-    data = DATA[expects.dataset]
+    data = DATA[subject.dataset]
     sampling = SamplingConfig.model_validate(overlay["sampling"])
     train = TrainConfig.model_validate(overlay["train"])
     views = EvaluateConfig.model_validate(overlay["evaluate"])
@@ -166,9 +166,9 @@ def row(recipe: Recipe) -> Row:
         name=recipe.name,
         title=recipe.title,
         method=method,
-        dataset=expects.dataset,
-        backbone=expects.backbone,
-        pretrain=expects.pretrain,
+        dataset=subject.dataset,
+        backbone=subject.backbone,
+        pretrain=subject.pretrain,
         frames=sampling.num_frames,
         views=f"{views.temporal_clips}x{views.spatial_crops}",
         tunable_m=own.tunable / 1e6,
@@ -177,8 +177,8 @@ def row(recipe: Recipe) -> Row:
         gflops_without_norms=count * own.products / 1e9,
         clip_epochs=clips,
         gpu_hours=2 * own.step * clips / (UTILISATION * PEAK_TFLOPS * 1e12) / 3600,
-        top1=expects.top1,
-        table=f"{expects.paper} {expects.table}",
+        top1=recipe.expects.top1 if recipe.expects else None,
+        table=f"{recipe.expects.paper} {recipe.expects.table}" if recipe.expects else "ours",
         starts_from=recipe.starts_from,
     )
 
@@ -223,7 +223,7 @@ def run(as_json: bool) -> None:
             f"{cast(float, item.gflops):,.0f}",
             f"{cast(int, item.clip_epochs) / 1e6:.3g} M",
             f"{cast(float, item.gpu_hours):,.3g}",
-            str(item.top1),
+            "-" if item.top1 is None else str(item.top1),
             item.table,
         )
     console.print(table)

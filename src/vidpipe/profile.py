@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from timm.layers import RmsNorm, SimpleNorm
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidpipe.image_size import Size, sides
 from vidpipe.methods.base import VideoModel
+
+NORMS = (nn.LayerNorm, nn.RMSNorm, RmsNorm, SimpleNorm)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ def cost(model: VideoModel, img_size: Size) -> Cost:
     """Cost of `model` for one view of `model.num_frames` frames of `img_size` pixels.
 
     GMACs are of the inference model (merged where it can be): matrix products, convolutions and
-    attention by torch's counter, plus 5 a LayerNorm element (fvcore's rule, which the papers used).
+    attention by torch's counter, plus 5 an element of a LayerNorm (fvcore's rule, which the papers used;
+    it has none for RMS norms, which count alike here).
     Counted on the meta device, where no weight is allocated and nothing is computed.
     """
     with torch.device("meta"):
@@ -70,7 +74,7 @@ def gmacs(model: nn.Module, img_size: Size, num_frames: int | None = None) -> fl
 def macs_by_kind(
     model: nn.Module, img_size: Size, num_frames: int | None = None
 ) -> tuple[float, float]:
-    """(products, convolutions and attention; LayerNorms at 5 an element), of one clip.
+    """(products, convolutions and attention; LayerNorms and RMS norms at 5 an element), of one clip.
 
     `num_frames` 0 stands for an image model, which takes (1, 3, H, W). Every token passes every block,
     as in the papers' code; a run leaves out what nothing reads (`VideoModel.tokens_needed`).
@@ -81,9 +85,7 @@ def macs_by_kind(
         nonlocal norm_elements
         norm_elements += output.numel()
 
-    handles = [
-        m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.LayerNorm)
-    ]
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, NORMS)]
     training, own = model.training, getattr(model, "every_token", False)
     try:
         model.every_token = True  # type: ignore[assignment]

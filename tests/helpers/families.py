@@ -29,6 +29,7 @@ FAMILIES = {
     "pe_core": "vit_pe_core_base_patch16_224",  # AttentionRope, attention pooling, a class token
     "rope_mixed": "vit_base_patch16_rope_mixed_ape_224",  # a RoPE for each block and head
     "eva_giant": "eva_giant_patch14_224",  # no RoPE
+    "beit": "beit_base_patch16_224",  # relative positions for each block, no bias of keys
 }
 GRID, WIDTH, HEADS, DEPTH = 4, 48, 4, 3
 
@@ -53,10 +54,27 @@ def tiny_of(family: str) -> nn.Module:
 @cache
 def _made(family: str) -> nn.Module:
     torch.manual_seed(0)
-    eva = timm.model_entrypoint(FAMILIES[family]).__module__ == "timm.models.eva"
-    narrow: dict[str, Any] = {"depth": DEPTH, "embed_dim": WIDTH, "num_heads": HEADS}
-    if eva:
-        narrow["dynamic_img_size"] = False  # as `zoo` makes it
-    vit = timm.create_model(FAMILIES[family], num_classes=0, img_size=size_of(family), **narrow)
+    vit = timm.create_model(f"tiny_{family}", img_size=size_of(family))
     randomise(vit)
     return vit.eval()
+
+
+default_cfgs: dict[str, Any] = {}  # which timm asks of a module that registers models
+
+
+def _register(family: str) -> None:
+    """`tiny_FAMILY` for timm, so that commands and folders can have it by name."""
+
+    def entry(pretrained: bool = False, **options: Any) -> nn.Module:
+        own = {key: options[key] for key in ("img_size", "dynamic_img_size") if key in options}
+        if timm.model_entrypoint(FAMILIES[family]).__module__ == "timm.models.eva":
+            own["dynamic_img_size"] = False  # as `zoo` makes it
+        narrow = {"depth": DEPTH, "embed_dim": WIDTH, "num_heads": HEADS}
+        return timm.create_model(FAMILIES[family], num_classes=0, **narrow, **own)
+
+    entry.__name__, entry.__module__ = f"tiny_{family}", __name__
+    timm.models.register_model(entry)
+
+
+for _family in FAMILIES:
+    _register(_family)

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vidpipe.config.section import Place, Section
+from vidpipe.config.section import AbsentAtDefault, Place, Section
 
+Pool = Literal["zoo", "token", "avg"]
 RANDOM = "random"
 GIVEN = "a module in memory"
 """What stands for `weights` where they come from no file and no hub; only `create_model` makes such."""
@@ -21,14 +22,19 @@ class BackboneConfig(Section):
     weights: Annotated[str, Place()] = Field(
         description="a local .safetensors, .pt or .pth file; `hub` or `hub:<tag>` downloads"
     )
+    pool: Annotated[Pool, AbsentAtDefault()] = Field(
+        "zoo",
+        description="the feature of a frame: as the zoo makes it, the class `token`, or the mean of "
+        "patches (`avg`)",
+    )
 
     @classmethod
-    def of(cls, name: str, weights: str) -> BackboneConfig:
+    def of(cls, name: str, weights: str, pool: Pool = "zoo") -> BackboneConfig:
         """Of a name as the Python functions take it: `open_clip:ViT-B-16`, or timm's without prefix."""
         source, colon, rest = name.partition(":")
         if colon and source in ("timm", "open_clip"):
-            return cls(source=source, name=rest, weights=weights)
-        return cls(name=name, weights=weights)
+            return cls(source=source, name=rest, weights=weights, pool=pool)
+        return cls(name=name, weights=weights, pool=pool)
 
     @property
     def hub_tag(self) -> str | None:

@@ -109,4 +109,6 @@ def _resized(
     fitted |= positions
     if "mask_token" in fitted and not hasattr(vit, "mask_token"):
         fitted.pop("mask_token")  # DINOv2's training token; never used at inference
+    if getattr(vit, "attn_pool", None) is None:  # another pooling was asked for
+        fitted = {k: v for k, v in fitted.items() if not k.startswith("attn_pool.")}
     return fitted

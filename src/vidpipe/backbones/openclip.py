@@ -24,6 +24,7 @@ from vidpipe.backbones.families import refusal
 from vidpipe.backbones.fit import fit_state, refuse_other_model
 from vidpipe.backbones.listing import POOLINGS, nearest_tower
 from vidpipe.backbones.patches import refuse_dropped_pixels, set_size
+from vidpipe.backbones.pooling import set_pool
 from vidpipe.backbones.positions import read_grid
 from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size, size_of, words
@@ -267,6 +268,7 @@ def load_open_clip(
         refuse_other_model(config, vit, header)
         state = _with_final_norm_of(vit, local)
         grid = read_grid(header, config.weights)
+    set_pool(vit, config)
     fit_state(vit, state, config.weights, grid)
     return vit, state
 

@@ -20,12 +20,13 @@ from timm.models import SwinTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
-from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig
+from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig, Pool
 from vidpipe.backbones.families import FAMILIES, refusal
 from vidpipe.backbones.fit import fit_state, refuse_other_model
 from vidpipe.backbones.input_card import InputCard, input_card
 from vidpipe.backbones.listing import TIMM_FILES, nearest_that_loads, refuse_unknown
 from vidpipe.backbones.patches import grid_of, refuse_dropped_pixels, set_size
+from vidpipe.backbones.pooling import set_pool
 from vidpipe.backbones.positions import read_grid
 from vidpipe.config.identity import deciding
 from vidpipe.errors import VidpipeError
@@ -78,9 +79,11 @@ def load_backbone(config: BackboneConfig, img_size: Size) -> Backbone:
         vit = _create_timm(config, img_size, config.hub_tag)
         if config.hub_tag is not None:
             state = vit.state_dict()
+            set_pool(vit, config)
         else:
             state, header = read_weights(Path(config.weights))
             refuse_other_model(config, vit, header)
+            set_pool(vit, config)
             fit_state(vit, state, config.weights, read_grid(header, config.weights))
     return _frozen(vit, config, state, input_card(config, vit))
 
@@ -103,6 +106,7 @@ def random_backbone(config: BackboneConfig, img_size: Size) -> Backbone:
         backbone = _frozen(vit, own, state, input_card(own, vit))
     else:
         plain = _create_timm(own, img_size, None)
+        set_pool(plain, own)
         backbone = _frozen(plain, own, plain.state_dict(), input_card(own, plain))
     warnings.warn(
         f"{config.name}: no weights were given, so the backbone is random; pass a file or hub",
@@ -111,7 +115,9 @@ def random_backbone(config: BackboneConfig, img_size: Size) -> Backbone:
     return backbone
 
 
-def copied_backbone(module: nn.Module, img_size: Size | None) -> tuple[Backbone, Size, InputCard]:
+def copied_backbone(
+    module: nn.Module, img_size: Size | None, pool: Pool = "zoo"
+) -> tuple[Backbone, Size, InputCard]:
     """A copy of a timm ViT or Swin of one's own, its input size (None: as it is), and its card.
 
     The module itself is not touched. Its hash is that of its `state_dict`, so that a file of that is
@@ -141,7 +147,8 @@ def copied_backbone(module: nn.Module, img_size: Size | None) -> tuple[Backbone,
             f"{name}: the module has no pretrained_cfg with mean and std; ImageNet's are assumed",
             stacklevel=3,
         )
-    config = BackboneConfig(name=name, weights=GIVEN)
+    config = BackboneConfig(name=name, weights=GIVEN, pool=pool)
+    set_pool(vit, config)
     return _frozen(vit.float(), config, state, said), size, said
 
 
@@ -161,8 +168,11 @@ def architecture(config: BackboneConfig, img_size: Size) -> nn.Module:
     if config.source == "open_clip":
         from vidpipe.backbones.openclip import create_tower, tower_to_timm
 
-        return tower_to_timm(create_tower(config, None), config.name, img_size)[0]
-    return _create_timm(config, img_size, None)
+        vit = tower_to_timm(create_tower(config, None), config.name, img_size)[0]
+    else:
+        vit = _create_timm(config, img_size, None)
+    set_pool(vit, config)
+    return vit
 
 
 def _create_timm(config: BackboneConfig, img_size: Size, hub_tag: str | None) -> nn.Module:

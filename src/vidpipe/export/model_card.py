@@ -102,11 +102,15 @@ def _overview(trained: TrainedModel, exported: VideoModel) -> list[tuple[str, st
     )
     backbone, sampling = trained.backbone, trained.sampling
     height, width = trained.form.sides
+    pool = "" if backbone.config.pool == "zoo" else f", pooled by {backbone.config.pool}"
     stride = f" at a stride of {sampling.stride}" if sampling.strategy == "dense" else ""
     return [
         ("method", source),
         ("form", merged),
-        ("backbone", f"{backbone.config.source} `{backbone.config.name}`, {backbone.activation}"),
+        (
+            "backbone",
+            f"{backbone.config.source} `{backbone.config.name}`, {backbone.activation}{pool}",
+        ),
         ("its weights", f"sha256 of the tensors `{backbone.sha256}`"),
         (
             "input",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from torch import nn
 
-from vidpipe.backbones.config import RANDOM, BackboneConfig
+from vidpipe.backbones.config import RANDOM, BackboneConfig, Pool
 from vidpipe.backbones.input_card import completed
 from vidpipe.backbones.zoo import (
     Backbone,
@@ -57,6 +57,7 @@ def create_model(
     img_size: Size | None = None,
     interpolation: str = "bilinear",
     crop_pct: float | str = 1.0,
+    pool: Pool = "zoo",
     **options: Any,
 ) -> VideoModel:
     """A video model: `method` on a frozen image transformer.
@@ -74,6 +75,8 @@ def create_model(
             for what the backbone's weights were made with.
         crop_pct: share of the resized frame that `model.preprocess` crops; 1.0 as in the papers, or
             `"card"`.
+        pool: what the feature of a frame is made of: `"zoo"`, as the zoo makes it, `"token"`, the class
+            token, or `"avg"`, the mean of patches. timm's DINOv3 has the mean, its authors the token.
         options: of the method, as under `methods.NAME` in params.yaml, such as `bottleneck_ratio=0.25`.
 
     Returns:
@@ -104,6 +107,8 @@ def create_model(
     for name, value in (("num_classes", num_classes), ("num_frames", num_frames)):
         _refuse_impossible(name, value)
     wanted = _transform(img_size, interpolation, crop_pct)
+    if pool not in get_args(Pool):
+        raise VidpipeError(f"pool: {pool!r}, expected one of {', '.join(get_args(Pool))}")
     if isinstance(backbone, nn.Module):
         _refuse_second_method(backbone)
         if weights is not None:
@@ -111,10 +116,10 @@ def create_model(
                 f"weights: {weights} given, but the backbone is a module, which has its own; leave it "
                 "out, or name the backbone"
             )
-        loaded, size, card = copied_backbone(backbone, wanted.size)
+        loaded, size, card = copied_backbone(backbone, wanted.size, pool)
         transform = completed(wanted.model_copy(update={"size": size}), card)
     elif isinstance(backbone, str):
-        named = BackboneConfig.of(backbone, RANDOM if weights is None else str(weights))
+        named = BackboneConfig.of(backbone, RANDOM if weights is None else str(weights), pool)
         transform = completed(wanted, named)
         load = random_backbone if weights is None else load_backbone
         loaded = load(named, InputForm.of(transform).size)

@@ -184,6 +184,8 @@ class Card(BaseModel):
         values = self.model_dump(mode="json") | {"transform": deciding(self.transform)}
         if self.format == PACKAGE:
             del values["backbone"]["weights"]
+        if self.backbone.pool == "zoo":  # as in cards from before there was a choice
+            del values["backbone"]["pool"]
         return {name: value for name, value in values.items() if value is not None}
 
     @property
@@ -197,7 +199,11 @@ class Card(BaseModel):
         """Of an adapter, to load its backbone from `weights`, or from where the card says."""
         own = self.backbone
         recorded = str(folder / OWN_BACKBONE) if own.weights == OWN_BACKBONE else own.weights
-        return BackboneConfig(source=own.source, name=own.name, weights=weights or recorded)
+        return self._image_model(weights or recorded)
+
+    def _image_model(self, weights: str) -> BackboneConfig:
+        own = self.backbone
+        return BackboneConfig(source=own.source, name=own.name, weights=weights, pool=own.pool)
 
     def build(
         self, folder: Path, weights: str | None = None, backbone: Backbone | None = None
@@ -218,9 +224,7 @@ class Card(BaseModel):
         tensors = folder / TENSORS[self.format]
         self._refuse_other_shapes(folder / "config.json", tensors)
         if self.format == PACKAGE:
-            config = BackboneConfig(
-                source=self.backbone.source, name=self.backbone.name, weights="none"
-            )
+            config = self._image_model("none")
             own = self._with_normalisation(
                 Backbone(
                     architecture(config, self.form.size),
@@ -237,7 +241,7 @@ class Card(BaseModel):
             if backbone is None:
                 own = load_backbone(self.backbone_config(folder, weights), self.form.size)
             else:
-                own = shared(backbone, self.form.size, folder)
+                own = shared(backbone, self.form.size, self.backbone.pool, folder)
             refuse_other_weights(str(folder), self.backbone.weights_sha256, own)
             own = self._with_normalisation(own)
             model = self._model(own)
@@ -270,9 +274,7 @@ class Card(BaseModel):
     def _refuse_other_shapes(self, source: Path, tensors: Path) -> None:
         """Compare the header with a model on the meta device, which takes no memory."""
         header = read_header(tensors)
-        config = BackboneConfig(
-            source=self.backbone.source, name=self.backbone.name, weights="none"
-        )
+        config = self._image_model("none")
         try:
             with torch.device("meta"):
                 vit = architecture(config, self.form.size)

@@ -20,13 +20,18 @@ def refuse_other_weights(where: str, recorded: str, backbone: Backbone) -> None:
         )
 
 
-def shared(backbone: Backbone, size: Size, folder: Path) -> Backbone:
+def shared(backbone: Backbone, size: Size, pool: str, folder: Path) -> Backbone:
     """The same tensors in modules of their own, so that a method may change the modules."""
     grid = cast(Any, backbone.vit.patch_embed).img_size
     if grid is not None and tuple(grid) != sides(size):
         raise VidpipeError(
             f"{folder}: made for {words(size)} px, but the backbone it should share is for "
             f"{words(size_of(*grid))} px"
+        )
+    if backbone.config.pool != pool:
+        raise VidpipeError(
+            f"{folder}: made for backbone.pool {pool}, but the backbone it should share has "
+            f"{backbone.config.pool}"
         )
     memo: dict[int, Any] = {id(p): p for p in backbone.vit.parameters()}
     return replace(backbone, vit=copy.deepcopy(backbone.vit, memo))

@@ -54,7 +54,8 @@ def _backbone(
     if card.format != ADAPTER:
         return None
     config, size = card.backbone_config(folder, weights), card.form.size
-    key = (f"{config.source} {config.name} {weights or card.backbone.weights_sha256}", size)
+    where = weights or card.backbone.weights_sha256
+    key = (f"{config.source} {config.name} {config.pool} {where}", size)
     if key not in known:
         known[key] = load_backbone(config, size)
     return known[key]

@@ -116,6 +116,8 @@ def fit(
     if checkpoints is not None:
         form = (*facts[:2], *model.form.identity(), config.seed)
         what = (model.name, model.config, model.backbone.sha256, *form, len(train_clips))
+        if model.backbone.config.pool != "zoo":
+            what += (model.backbone.config.pool,)
         folder = Path(checkpoints) / f"{model.name}-{config_hash(config, *what)}"
         saved = Checkpoints(folder, config.storage)
     where = choose_device(config.use_gpu) if device is None else torch.device(device)
