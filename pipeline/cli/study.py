@@ -15,6 +15,10 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print cells, hours and disk; train nothing.")
     ] = False,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this row, such as for a sitting; the whole study takes it over."),
+    ] = None,
     null: Annotated[
         int | None,
         typer.Option(
@@ -42,8 +46,8 @@ def study(
     if dry_run:
         from pipeline.tools.study_plan import run as plan
 
-        plan(params, raw, workspace)
+        plan(params, raw, workspace, row)
         return
     from pipeline.stages import study as stage
 
-    stage.run(params, raw, workspace)
+    stage.run(params, raw, workspace, row)

@@ -43,7 +43,7 @@ class TrainingSetup:
         Raises VidpipeError where there is no store, no clip, or no such model.
         """
         use_cpu(params.train.threads)
-        store = store or open_store(workspace, params)
+        store = open_store(workspace, params) if store is None else store
         classes = list(store.classes if classes is None else classes)
         trained = seeded_model(params, method, classes)
         return cls(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,20 @@ def folder_of(params: Params, workspace: Workspace) -> Path:
     return workspace.results / "studies" / params.study.name
 
 
-def run(params: Params, raw: Mapping[str, Any], workspace: Workspace) -> Tables:
-    """Train what is missing, and write results/studies/NAME: tables and report.md, the same on every
-    run, and NAME.html with pictures and times.
+def run(
+    params: Params,
+    raw: Mapping[str, Any],
+    workspace: Workspace,
+    only: Sequence[str] | None = None,
+) -> Tables:
+    """Train what is missing of the rows (`only`: of these), and write results/studies/NAME: tables and
+    report.md, the same on every run, and NAME.html with pictures and times.
 
     Raises VidpipeError where the study is impossible or no cell came to an end, Interrupted when asked
     to stop.
     """
     use_cpu(params.train.threads)
-    plan = make_plan(params, raw, workspace)
+    plan = make_plan(params, raw, workspace, only)
     name, folder = params.study.name, folder_of(params, workspace)
     with (
         disk_errors_named(workspace.root / "study"),

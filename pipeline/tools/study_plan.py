@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.infra.console import print_table
-from pipeline.infra.pace import duration, real_steps, view_seconds
+from pipeline.infra.pace import duration, view_seconds
 from pipeline.infra.study.cell import done
 from pipeline.infra.study.plan import Plan, RowPlan, cell_params, make_plan
 from pipeline.infra.training_setup import TrainingSetup
 from pipeline.infra.workspace import Workspace, open_store
 from vidpipe.device import choose_device, set_determinism
 from vidpipe.params import Params
+from vidpipe.training.loop import Trainer
+from vidpipe.training.state import Progress
 
 WARM_UP, TIMED = 1, 3
 PREDICTION_BYTES = 120
@@ -29,9 +32,14 @@ class Pace:
     view: float
 
 
-def run(params: Params, raw: Mapping[str, Any], workspace: Workspace) -> None:
+def run(
+    params: Params,
+    raw: Mapping[str, Any],
+    workspace: Workspace,
+    only: Sequence[str] | None = None,
+) -> None:
     """Print the plan. Nothing is written. Raises VidpipeError as the study would."""
-    plan = make_plan(params, raw, workspace)
+    plan = make_plan(params, raw, workspace, only)
     rows, total, finals, searches = [], 0.0, 0, 0
     for row in plan.rows:
         if row.error is not None:
@@ -76,12 +84,23 @@ def _pace(plan: Plan, row: RowPlan) -> Pace:
     store = open_store(plan.workspace, params).split_as(part.train, part.test)
     setup = TrainingSetup.build(params, row.row.method, plan.workspace, store=store)
     trainer = setup.trainer(choose_device(params.train.use_gpu))
+    epochs, clips = params.train.epochs, min(params.train.batch_size, len(setup.train_set))
+    decoded = 3 * int(store.rows[["frames", "height", "width"]].prod(axis=1).sum())
     with set_determinism(params.train.deterministic):
-        steps = real_steps(trainer)
-        timed = [next(steps) for _ in range(WARM_UP + TIMED)][WARM_UP:]
-        clips = min(params.train.batch_size, len(setup.train_set))
+        # The same clips twice: the first epoch of a study decodes them, the others need not where
+        # they fit in memory.
+        cold, warm = _step_seconds(trainer), _step_seconds(trainer)
         view = view_seconds(trainer, setup.val_set)
-    return Pace(statistics.median(info.seconds for info in timed) / clips, view)
+    fits = decoded <= params.train.cache_mb * 2**20
+    step = (cold + (epochs - 1) * warm) / epochs if fits else cold
+    return Pace(step / clips, view)
+
+
+def _step_seconds(trainer: Trainer) -> float:
+    """Of the first steps of the first epoch, the median."""
+    trainer.progress = Progress()
+    timed = [info.seconds for info in itertools.islice(trainer.steps(), WARM_UP + TIMED)]
+    return statistics.median(timed[WARM_UP:] or timed)
 
 
 def _cells(plan: Plan, row: RowPlan, pace: Pace) -> tuple[tuple[int, int], float]:

@@ -213,11 +213,19 @@ def cell_params(raw: Mapping[str, Any], sets: Sequence[str], seed: int) -> Param
     return parse_params({**params.model_dump(), "train": train})
 
 
-def make_plan(params: Params, raw: Mapping[str, Any], workspace: Workspace) -> Plan:
-    """Everything that can be refused before anything is trained. Raises VidpipeError."""
+def make_plan(
+    params: Params,
+    raw: Mapping[str, Any],
+    workspace: Workspace,
+    only: Sequence[str] | None = None,
+) -> Plan:
+    """Everything that can be refused before anything is trained; `only`: names of rows.
+
+    Raises VidpipeError.
+    """
     study = params.study
-    rows = study_rows(params, raw)
-    check_spaces(params, rows)
+    rows = study_rows(params, raw, only)
+    check_spaces(params, study_rows(params, raw))
     spaces = [row_space(row, params, raw) for row in rows]
     store = open_store(workspace, params)
     clips = store_clips(params.data.store or workspace.store, params.data)

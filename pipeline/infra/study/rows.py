@@ -20,7 +20,7 @@ from pipeline.infra.search_space import (
     resolve,
 )
 from vidpipe.config.messages import nearest
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.methods.config import CONFIGS
 from vidpipe.params import Params
 
@@ -38,8 +38,13 @@ class Row:
     sets: tuple[str, ...] = ()
 
 
-def study_rows(params: Params, raw: Mapping[str, Any]) -> list[Row]:
-    """All rows, in their order, each once. Raises VidpipeError for a row that cannot be."""
+def study_rows(
+    params: Params, raw: Mapping[str, Any], only: Sequence[str] | None = None
+) -> list[Row]:
+    """All rows, in their order, each once, or `only` those of these names.
+
+    Raises VidpipeError for a row that cannot be, and for a name that no row has.
+    """
     study = params.study
     if study.rows and study.methods:
         raise VidpipeError("study: give methods or rows, not both")
@@ -58,6 +63,11 @@ def study_rows(params: Params, raw: Mapping[str, Any]) -> list[Row]:
     twice = [a.name for a, b in itertools.combinations(found, 2) if a.name == b.name]
     if twice:
         raise VidpipeError(f"study: row {twice[0]!r} is there twice")
+    if only:
+        known = [row.name for row in found]
+        if unknown := [name for name in only if name not in known]:
+            raise ArgumentError("row", f" {unknown[0]}: no such row{nearest(unknown[0], known)}")
+        found = [row for row in found if row.name in only]
     for row in found:
         try:
             resolve(raw, row.sets)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from vidpipe.viz.comparison import _interval, _style
 from vidpipe.viz.plots import COLOURS, save
@@ -87,6 +88,8 @@ def plot_sensitivity(trials: pd.DataFrame, path: Path) -> None:
         mean = (100 * ended.groupby("lr").val_top1.mean()).sort_index()
         axes.plot(mean.index, mean, label=name, markersize=7, **_style(i))
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())  # it would write formulas
     axes.set(
         xlabel="learning rate",
         ylabel="validation top-1, %",
