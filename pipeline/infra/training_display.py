@@ -38,6 +38,10 @@ class TrainingDisplay:
     def resumed(self, folder: str, step: int) -> None:
         console.print(f"{self.method} goes on after step {step}, from {folder}")
 
+    def warn(self, text: str | None) -> None:
+        if text is not None:
+            console.print(f"warning: {self.method}: {text}")
+
     def step(self, info: StepInfo) -> None:
         epoch = f"{self.method} epoch {info.epoch + 1}/{self.epochs}"
         text = step_line(info)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.infra.workspace import Workspace, open_store
@@ -16,6 +17,7 @@ from vidpipe.new_model import new_model
 from vidpipe.params import Params
 from vidpipe.trained.card import TrainedModel
 from vidpipe.training.loop import Trainer
+from vidpipe.training.rate_watch import RateWatch
 from vidpipe.video.store import FrameStore
 
 
@@ -70,6 +72,22 @@ class TrainingSetup:
             labels=self.train_set.clips.labels,
             mixer=PairMixer.of(self.params.transform, self.params.train.seed),
             **options,
+        )
+
+    def watch(self, trainer: Trainer) -> RateWatch:
+        """Of a training that this is the setup of."""
+        name, config = self.trained.model.name, self.trained.model.config
+        counts = np.bincount(self.train_set.clips.labels)
+        balanced = self.params.train.balance == "sample"
+        return RateWatch(
+            f"methods.{name}.{'base_lr' if config.lr is None else 'lr'}",
+            config.peak_lr(self.params.train.batch_size),
+            classes=len(self.train_set.clips.classes),
+            chance=1 / np.count_nonzero(counts) if balanced else counts.max() / counts.sum(),
+            clips=trainer.batches.clips,
+            epochs=trainer.epochs,
+            warmup=self.params.train.warmup_epochs,
+            history=trainer.progress.history,
         )
 
 

@@ -28,7 +28,7 @@ from vidpipe.params import Params, deciding_sections
 from vidpipe.profile import cost
 from vidpipe.trained.adapter import load_adapter, save_adapter
 from vidpipe.trained.card import TrainedModel
-from vidpipe.training.metrics import EpochMetrics, EpochTiming
+from vidpipe.training.metrics import EpochMetrics, EpochTiming, StepInfo
 from vidpipe.training.state import Checkpoints, Progress, load_result
 from vidpipe.weights import read_weights, state_sha256
 
@@ -214,7 +214,13 @@ def worker(payload: dict[str, Any]) -> None:
             tracked = TrackedRun(**payload["mlflow"])
             stack.enter_context(tracked.system_metrics())
             display = stack.enter_context(TrainingDisplay(method, trainer.epochs))
-            trainer.on_step = display.step
+            watch = setup.watch(trainer)
+
+            def on_step(info: StepInfo) -> None:
+                display.step(info)
+                display.warn(watch.step(info))
+
+            trainer.on_step = on_step
             progress = trainer.progress
             if progress.step:
                 display.resumed(str(trainer.resumed_from), progress.step)
@@ -224,6 +230,7 @@ def worker(payload: dict[str, Any]) -> None:
             if tracked is not None and display is not None:
                 _log(tracked, [metrics], [timing])
                 display.epoch(metrics, timing)
+                display.warn(watch.epoch(metrics))
             cluster.report({"epoch": metrics.epoch, **metrics.numbers()})
 
         trainer.on_epoch = on_epoch

@@ -61,6 +61,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
         "device": f"{_device_name(device)}, {where}, {train.loader_workers} loader processes each",
         "data": f"{len(setup.train_set):,} clips to train, {len(setup.val_set):,} to validate",
         "batch": f"{batches.batch_size} clips a step: {workers} x {share}{parts}",
+        "learning rate": _rate(trainer),
         "steps": f"{total:,} in {epochs} epochs of {len(batches):,}; validated {validations} times",
         "trained parameters": f"{tunable:,}, {tunable - parameters(trained.model.head):,} without head",
         "memory": needed + _measured(device),
@@ -69,6 +70,14 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
         "time": f"{duration(hours)}: {duration(total * step)} of steps, "
         f"{duration(validations * validation)} of validation",
     }
+
+
+def _rate(trainer: Trainer) -> str:
+    config, clips = trainer.model.config, trainer.config.batch_size
+    peak = f"{config.peak_lr(clips):.3g} at its peak"
+    if config.lr is not None:
+        return peak
+    return f"{peak}: {config.base_lr:.3g} for {config.base_batch_size} clips a step, linear in them"
 
 
 def _memory_line(trainer: Trainer, size: Size) -> str:

@@ -177,7 +177,8 @@ class _Runner:
             }
             run.tags({"mlflow.parentRunId": self.parent.run_id, "vidpipe.state": result.state})
             run.tags({"vidpipe.study": self.plan.params.study.name})
-            run.params({**place, "lr": cell.params.method(cell.method).lr})
+            rate = cell.params.method(cell.method).peak_lr(cell.params.train.batch_size)
+            run.params({**place, "lr": rate})
             for row in result.history:
                 shown = ("train_loss", "train_top1", "val_loss", "val_top1", "lr")
                 run.metrics({k: row[k] for k in shown if row[k] is not None}, row["epoch"])

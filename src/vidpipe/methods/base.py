@@ -238,7 +238,7 @@ class VideoModel(nn.Module):
         parameters have a lower rate (`lr_scale`).
 
         Args:
-            lr: peak learning rate; None: the method's option `lr`.
+            lr: peak learning rate; None: the method's option `lr`, or `base_lr` without one.
             weight_decay: of the decayed parameters; None: the method's option `weight_decay`.
 
         Returns:
@@ -255,7 +255,7 @@ class VideoModel(nn.Module):
             >>> [group["weight_decay"] for group in optimizer.param_groups]
             [0.01, 0.0]
         """
-        peak = self.config.lr if lr is None else lr
+        peak = self.config.peak_lr() if lr is None else lr
         decay = self.config.weight_decay if weight_decay is None else weight_decay
         groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for decayed in (True, False):  # there are always both, so that lr has its place

@@ -7,8 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from vidpipe.config.section import OnlyTraining, Section
+from vidpipe.config.section import NotDecisive, OnlyTraining, Section
 from vidpipe.errors import VidpipeError
+
+_WithoutLr = NotDecisive(unless=("lr", None))
+BaseRate = Annotated[float, OnlyTraining(), _WithoutLr]
+BaseBatch = Annotated[int, OnlyTraining(), _WithoutLr]
 
 
 class MethodConfig(Section):
@@ -17,9 +21,15 @@ class MethodConfig(Section):
     # What `vidpipe tune` searches unless told otherwise: field -> domain, as `loguniform(1e-4,1e-2)`.
     space: ClassVar[Mapping[str, str]] = {"lr": "loguniform(1e-4,1e-2)"}
 
-    lr: Annotated[float, OnlyTraining()] = Field(
-        3e-4, gt=0, description="peak learning rate at `train.batch_size`"
+    lr: Annotated[float | None, OnlyTraining()] = Field(
+        None,
+        gt=0,
+        description="peak learning rate as it is; null: base_lr x train.batch_size / base_batch_size",
     )
+    base_lr: BaseRate = Field(
+        3e-4, gt=0, description="where lr is null: for base_batch_size clips a step, linear in them"
+    )
+    base_batch_size: BaseBatch = Field(64, ge=1, le=65_536, description="clips that base_lr is for")
     weight_decay: Annotated[float, OnlyTraining()] = Field(0.05, ge=0)
     head_dropout: Annotated[float, OnlyTraining()] = Field(0.5, ge=0, lt=1)
     pretrained_lr_scale: Annotated[float | None, OnlyTraining()] = Field(
@@ -32,6 +42,16 @@ class MethodConfig(Section):
     layer_decay: Annotated[float, OnlyTraining()] = Field(
         1.0, gt=0, le=1, description="of lr, per block from the last to the first"
     )
+
+    def peak_lr(self, batch_size: int | None = None) -> float:
+        """The peak learning rate for `batch_size` clips a step; None: as many as `base_lr` is for.
+
+        >>> MethodConfig().peak_lr(32), MethodConfig(lr=1e-3).peak_lr(32)
+        (0.00015, 0.001)
+        """
+        if self.lr is not None:
+            return self.lr
+        return self.base_lr * (batch_size or self.base_batch_size) / self.base_batch_size
 
 
 class LinearProbeConfig(MethodConfig):
@@ -48,7 +68,8 @@ class STAdapterConfig(MethodConfig):
         "bottleneck_ratio": "choice(0.125,0.25,0.5)",
         "positions": "choice([before_attn],[before_mlp],[before_attn,before_mlp])",
     }
-    lr: float = Field(5e-4, gt=0)
+    base_lr: BaseRate = Field(5e-4, gt=0)
+    base_batch_size: BaseBatch = Field(128, ge=1, le=65_536)
     weight_decay: float = Field(1e-2, ge=0)
     bottleneck_ratio: float = Field(0.5, gt=0, le=4, description="adapter width / backbone width")
     kernel_size: tuple[KernelSize, KernelSize, KernelSize] = (3, 1, 1)

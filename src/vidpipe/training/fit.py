@@ -23,6 +23,7 @@ from vidpipe.methods.base import VideoModel
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import Trainer
 from vidpipe.training.metrics import EpochMetrics, EpochTiming
+from vidpipe.training.rate_watch import RateWatch
 from vidpipe.training.state import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ def fit(
         val: the same, to validate on after each epoch; None: no validation.
         epochs: passes over `train`.
         batch_size: clips of one optimizer step.
-        lr: peak learning rate, None: the model's option `lr`. AdamW, warm-up and cosine are as for the
-            command line.
+        lr: peak learning rate. None: the model's option `lr`, or without one its `base_lr`, which grows
+            with the batch. AdamW, warm-up and cosine are as for the command line.
         weight_decay: None: the model's option `weight_decay`.
         checkpoints: a folder that the training is saved in and goes on from: the same call after an
             interruption ends with the same bits, a finished one returns at once. Other settings or
@@ -122,8 +123,13 @@ def fit(
         saved = Checkpoints(folder, config.storage)
     where = choose_device(config.use_gpu) if device is None else torch.device(device)
 
+    def warn(text: str | None) -> None:
+        if text is not None:
+            logger.warning("%s", text)
+
     def report(metrics: EpochMetrics, timing: EpochTiming) -> None:
         logger.info("epoch %d of %d: %s", metrics.epoch, trainer.epochs, metrics.numbers())
+        warn(watch.epoch(metrics))
         if on_epoch is not None:
             on_epoch(metrics)
 
@@ -138,7 +144,18 @@ def fit(
             device=where,
             checkpoints=saved,
             stop=asked,
+            on_step=lambda info: warn(watch.step(info)),
             on_epoch=report,
+        )
+        watch = RateWatch(
+            "lr" if model.config.lr is not None else "base_lr",
+            model.config.peak_lr(config.batch_size),
+            classes=facts[1],
+            chance=1 / facts[1],
+            clips=trainer.batches.clips,
+            epochs=trainer.epochs,
+            warmup=config.warmup_epochs,
+            history=trainer.progress.history,
         )
         try:
             return trainer.run()

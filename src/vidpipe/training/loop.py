@@ -310,7 +310,7 @@ class Trainer:
 
     def _lr(self, step: int) -> float:
         by_epoch = self.config.lr_schedule == "cosine_by_epoch"
-        return self.model.config.lr * lr_factor(
+        return self.model.config.peak_lr(self.config.batch_size) * lr_factor(
             step,
             self.warmup,
             self.total_steps,

@@ -21,9 +21,10 @@ def trained_parameters(model: VideoModel) -> dict[str, nn.Parameter]:
 def make_optimizer(
     model: VideoModel, config: TrainConfig, device: torch.device
 ) -> torch.optim.AdamW:
+    peak = model.config.peak_lr(config.batch_size)
     return torch.optim.AdamW(
-        model.parameter_groups(),
-        lr=model.config.lr,
+        model.parameter_groups(lr=peak),
+        lr=peak,
         betas=config.betas,
         fused=device.type in FUSED,
     )

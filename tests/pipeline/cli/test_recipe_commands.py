@@ -116,7 +116,7 @@ def test_a_recipe_trains_from_a_folder_of_videos(
     assert len(read_manifest(in_folder / "data" / "store").rows) == 10
     card = json.loads((in_folder / "models/st_adapter/adapter/config.json").read_text())
     assert card["sampling"]["rule"] == "st_adapter"
-    assert card["method_config"]["lr"] == 5e-4
+    assert card["method_config"]["base_lr"] == 5e-4
     again = invoke("train", *arguments, "--dry-run", **SMALL)
     assert re.search(r"resumes +no: it is finished, its adapter is models", again.output)
 

@@ -217,10 +217,30 @@ def test_nothing_of_the_demo_is_left_over(name: str) -> None:
     assert not demo["methods"][method].keys() - overlay["methods"][method].keys()
 
 
+RATES = yaml.safe_load((PROJECT / "tests" / "golden" / "rates.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates_are_those_of_before_and_follow_the_batch(name: str) -> None:
+    overlay = {} if name == "params.yaml" else read_recipe(name)
+    params = load_params(PARAMS, [overlay])
+    batch = params.train.batch_size
+    for method, held in RATES[name].items():
+        config = params.method(method)
+        assert [config.peak_lr(batch), batch] == held
+        # The three papers' rows are for their batch; the demo's rates and Weizmann's are as they stand.
+        assert config.peak_lr(batch // 2) == held[0] * (0.5 if name in RECIPES else 1.0)
+    assert set(RATES[name]) == set(overlay.get("methods", params.methods))
+
+
+def test_every_recipe_has_its_rate_held() -> None:
+    assert set(RATES) == {"params.yaml", *(name for name, _ in list_recipes())}
+
+
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("k400_st_adapter_b16_8f", {"train.steps": 20_000, "methods.st_adapter.lr": 5e-4}),
+        ("k400_st_adapter_b16_8f", {"train.steps": 20_000, "methods.st_adapter.base_lr": 5e-4}),
         ("k400_st_adapter_b16_8f", {"transform.short_side": (224, 256), "train.batch_size": 128}),
         ("ssv2_st_adapter_b16_8f", {"train.steps": 50_000, "transform.flip": False}),
         ("ssv2_st_adapter_l14_8f", {"methods.st_adapter.positions": ("before_attn",)}),
