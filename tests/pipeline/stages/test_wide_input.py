@@ -80,7 +80,7 @@ def test_a_wide_frame_through_every_stage(in_folder: Path) -> None:
 
 
 def test_what_is_left_to_the_card_is_written_down(in_folder: Path) -> None:
-    """The embedded ViT's says 48 pixels, bilinear, the whole short side: the same training to the bit."""
+    """The embedded ViT's says 48 pixels, bilinear, the whole short side: the same training."""
     seen = {}
     for name, transform in {
         "given": {},
