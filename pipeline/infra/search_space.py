@@ -182,6 +182,8 @@ def checked_texts(
 
     Raises VidpipeError. Needs neither torch nor Ray: a typo is answered before they are imported.
     """
+    if not CONFIGS[method].space:
+        raise VidpipeError(f"method {method}: it trains nothing, so there is nothing to search")
     used = list(texts) or default_space(method)
     for warning in check_space(parse_space(used), raw, method):
         console.print(f"trials with this value will fail: {warning}")

@@ -21,6 +21,7 @@ from pipeline.infra.training_folder import alone, remove
 from pipeline.infra.training_setup import TrainingSetup, seeded_model
 from pipeline.infra.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.cpu import use_cpu
+from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.device import choose_device, set_determinism
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
@@ -30,6 +31,8 @@ from vidpipe.trained.adapter import load_adapter, save_adapter
 from vidpipe.trained.card import TrainedModel
 from vidpipe.training.metrics import EpochMetrics, EpochTiming, StepInfo
 from vidpipe.training.state import Checkpoints, Progress, load_result
+from vidpipe.training.validate import validate
+from vidpipe.video.store import FrameStore
 from vidpipe.weights import read_weights, state_sha256
 
 
@@ -63,9 +66,14 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
                     f"remove {workspace.adapter(method)}"
                 )
                 return done
-            if not _finished(checkpoints):
-                _train(params, method, workspace, classes, tracked, folder, checkpoints)
-            last = _publish(trained, checkpoints, params, workspace, identity, costs, tracked)
+            if not trained.model.trained_names:
+                last = _publish_untrained(
+                    trained, folder, store, params, workspace, identity, costs
+                )
+            else:
+                if not _finished(checkpoints):
+                    _train(params, method, workspace, classes, tracked, folder, checkpoints)
+                last = _publish(trained, checkpoints, params, workspace, identity, costs, tracked)
         # Its state is of no more use, and another training of this name (`dvc repro -f`) is to be one.
         if checkpoints.mirror is not None:
             checkpoints.mirror.remove()
@@ -143,7 +151,7 @@ def _publish(
 
     history.csv has every epoch, train.json the one whose weights are published, like the adapter's card.
     """
-    method, last = trained.model.name, checkpoints.last()
+    last = checkpoints.last()
     assert last is not None
     progress = Progress.read(last)
     source = checkpoints.best() if params.train.publish == "best" else last
@@ -162,7 +170,54 @@ def _publish(
     if params.train.publish == "best":
         metrics = progress.history[published - 1]
         extra |= {"val_top1": metrics.val_top1, "val_loss": metrics.val_loss}
-    adapter, draft = workspace.adapter(method), last.parents[1] / "adapter"
+    rows = [{"epoch": m.epoch, "step": m.step, **m.numbers()} for m in progress.history]
+    draft, row = last.parents[1] / "adapter", published - 1
+    numbers = _write(trained, draft, params, workspace, extra, costs, rows, row)
+    # The first epoch pays for warming up and for filling the cache of decoded clips.
+    speeds = pd.Series([t.clips_per_s for t in progress.timing if t.clips_per_s > 0], dtype=float)
+    steady = speeds.iloc[1:] if len(speeds) > 1 else speeds
+    if len(steady):
+        speed = {"train_clips_per_s": float(steady.median())}
+        write_json(workspace.timing(trained.model.name), speed)
+        tracked.metrics(speed)
+    return numbers
+
+
+def _publish_untrained(
+    trained: TrainedModel,
+    folder: Path,
+    store: FrameStore,
+    params: Params,
+    workspace: Workspace,
+    identity: str,
+    costs: Any,
+) -> dict[str, Any]:
+    """The adapter of a method that trains nothing, as it is made, and its validation in this process."""
+    console.print(f"{trained.model.name}: nothing to train")
+    device = choose_device("auto" if params.train.num_workers else params.train.use_gpu)
+    views = ViewSet(Clips(store, "val", trained.classes), trained.sampling, trained.transform)
+    normalisation = trained.backbone.mean, trained.backbone.std
+    model = trained.model.to(device)
+    loss, top1 = validate(model, views, params.train, normalisation, device)
+    model.to("cpu")
+    extra = {"epoch": 0, "train": params.train.model_dump(mode="json"), "identity": identity}
+    rows = [{"epoch": 0, "step": 0, "val_loss": loss, "val_top1": top1}]
+    return _write(trained, folder / "adapter", params, workspace, extra, costs, rows, 0)
+
+
+def _write(
+    trained: TrainedModel,
+    draft: Path,
+    params: Params,
+    workspace: Workspace,
+    extra: dict[str, Any],
+    costs: Any,
+    rows: list[dict[str, Any]],
+    row: int,
+) -> dict[str, Any]:
+    """The adapter by way of `draft`, history.csv of `rows`, and train.json of the published one."""
+    method = trained.model.name
+    adapter = workspace.adapter(method)
     results = [workspace.result(method, name) for name in ("history.csv", "train.json")]
     for path in (adapter, *results, workspace.timing(method)):
         remove_temporary(path)
@@ -171,19 +226,11 @@ def _publish(
     with atomic_folder(adapter) as target:
         for file in draft.iterdir():
             shutil.copyfile(file, target / file.name)
-    rows = [{"epoch": m.epoch, "step": m.step, **m.numbers()} for m in progress.history]
     # As whoever reads the table finds it: pandas may read another last digit than it wrote.
     history = pd.read_csv(io.StringIO(pd.DataFrame(rows).to_csv(index=False)))
     write_text(workspace.result(method, "history.csv"), history.to_csv(index=False))
-    numbers = {str(k): float(v) for k, v in history.iloc[published - 1].drop("epoch").items()}
+    numbers = {str(k): float(v) for k, v in history.iloc[row].drop("epoch").items()}
     write_json(workspace.result(method, "train.json"), {**numbers, "cost": vars(costs)})
-    # The first epoch pays for warming up and for filling the cache of decoded clips.
-    speeds = pd.Series([t.clips_per_s for t in progress.timing if t.clips_per_s > 0], dtype=float)
-    steady = speeds.iloc[1:] if len(speeds) > 1 else speeds
-    if len(steady):
-        speed = {"train_clips_per_s": float(steady.median())}
-        write_json(workspace.timing(method), speed)
-        tracked.metrics(speed)
     return numbers
 
 

@@ -19,6 +19,7 @@ from vidpipe.files import read_json
 from vidpipe.image_size import Size
 from vidpipe.params import Params
 from vidpipe.profile import parameters, saved_by_block
+from vidpipe.profile import trained as count_trained
 from vidpipe.training.loop import Trainer
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import Progress
@@ -40,6 +41,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     trained, trainer = setup.trained, setup.trainer(device, world_size=workers)
     epochs, total, batches = trainer.epochs, trainer.total_steps, trainer.batches
     tunable = sum(p.numel() for p in trainer.trained.values())
+    without_head = tunable - count_trained(trained.model.head)
     needed = _memory_line(trainer, trained.form.size)
 
     steps = real_steps(trainer)
@@ -63,7 +65,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
         "batch": f"{batches.batch_size} clips a step: {workers} x {share}{parts}",
         "learning rate": _rate(trainer),
         "steps": f"{total:,} in {epochs} epochs of {len(batches):,}; validated {validations} times",
-        "trained parameters": f"{tunable:,}, {tunable - parameters(trained.model.head):,} without head",
+        "trained parameters": f"{tunable:,}, {without_head:,} without head",
         "memory": needed + _measured(device),
         "a step": f"{step:.3g} s, {waited:.0%} of it waiting for clips "
         f"(median of {TIMED} on real clips; loss {timed[-1].loss:.3g})",

@@ -20,7 +20,7 @@ def new_model(params: Params, method: str, classes: list[str]) -> TrainedModel:
     form = InputForm.of(transform)
     backbone = load_backbone(params.backbone, form.size)
     config, frames = params.method(method), params.sampling.num_frames
-    model = create_on(backbone, form, method, len(classes), frames, config)
+    model = create_on(backbone, form, method, len(classes), frames, config, classes)
     extract = {key: getattr(params.extract, key) for key in FRAMES}
     own = TrainedModel(model, backbone, classes, params.sampling, transform, extract)
     if params.train.starts_from is not None:

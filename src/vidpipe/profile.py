@@ -37,6 +37,11 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def trained(module: nn.Module) -> int:
+    """Its parameters that are trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
 def cost(model: VideoModel, img_size: Size) -> Cost:
     """Cost of `model` for one view of `model.num_frames` frames of `img_size` pixels.
 
@@ -53,13 +58,11 @@ def cost(model: VideoModel, img_size: Size) -> Cost:
 
 def cost_of(model: VideoModel, inference: VideoModel, gmacs: float) -> Cost:
     """Cost of `model`, whose inference model has been counted already."""
-    head = parameters(model.head)
-    tunable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Cost(
         total=parameters(model),
-        tunable=tunable,
-        tunable_without_head=tunable - head,
-        new_at_inference=parameters(inference) - parameters(model.vit) - head,
+        tunable=trained(model),
+        tunable_without_head=trained(model) - trained(model.head),
+        new_at_inference=parameters(inference) - parameters(model.vit) - parameters(model.head),
         gmacs=gmacs,
     )
 
@@ -106,6 +109,8 @@ def training_gmacs(model: VideoModel, img_size: Size) -> float:
     Products, convolutions and attention only. What is frozen costs no weight gradient, and what has
     nothing trained below it no gradient at all, so the factor over the forward pass is the method's.
     """
+    if not model.trained_names:
+        return 0.0
     meta = _on(model, "meta").train()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         meta(_clip(meta, img_size, None)).sum().backward()

@@ -61,6 +61,12 @@ MATRIX = [
     ),
     ("evl", {"num_layers": 3, "temporal_embedding": False, "temporal_cross_attention": False}),
     ("evl", {"num_layers": 1, "temporal_embedding": False, "temporal_conv": False}),
+    ("zero_shot", {}),
+    ("linear_probe", {"head_init": "text"}),
+    ("aim", {"head_init": "text"}),
+    ("st_adapter", {"head_init": "text"}),
+    ("zeroi2v", {"head_init": "text"}),
+    ("lora", {"rank": 4, "head_init": "text"}),
 ]
 
 

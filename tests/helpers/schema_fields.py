@@ -95,7 +95,7 @@ def values(schema: Schema, definitions: Schema) -> Iterator[Any]:
         yield from (0.1, 0.3, 0.5) if kind == "number" else ()
         yield from (low + step for step in (1, 2, 3, 4, 16))
     elif kind == "string":
-        yield from ("one", "two")
+        yield from schema.get("examples", ("one", "two"))
     elif kind == "null":
         yield None
     elif kind == "array":

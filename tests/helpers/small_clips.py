@@ -31,6 +31,15 @@ CARDS: dict[str, dict[str, Any]] = {
         },
         "text_cfg": TEXT,
     },
+    "small-eva": {  # as EVA02
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {
+            **{"image_size": 384, "timm_model_name": "vit_pe_core_tiny_patch16_384"},
+            **{"timm_model_pretrained": False, "timm_pool": "map", "timm_proj": None},
+        },
+        "text_cfg": {**TEXT, "context_length": 32},
+    },
     "small-siglip": {  # no projection; a tokenizer from a hub
         "embed_dim": 96,
         "custom_text": True,

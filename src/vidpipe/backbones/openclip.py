@@ -71,11 +71,14 @@ def tower_to_timm(
         raise VidpipeError(f"backbone.name: open_clip {name} {reason}; {nearest_tower(name)}")
     own = cast(Any, tower)
     made_for = size_of(*_pair(own.image_size))
+    text_width = projection_of(own)[0].shape[0]
     if hasattr(own, "trunk"):
         refuse_dropped_pixels(own.trunk, f"open_clip {name}", img_size, made_for)
-        return _trunk_of(own, name, img_size)
-    vit, state = _clip_to_timm(own, img_size)
-    refuse_dropped_pixels(vit, f"open_clip {name}", img_size, made_for)
+        vit, state = _trunk_of(own, name, img_size)
+    else:
+        vit, state = _clip_to_timm(own, img_size)
+        refuse_dropped_pixels(vit, f"open_clip {name}", img_size, made_for)
+    vit.text_width = text_width  # type: ignore[assignment]
     return vit, state
 
 
@@ -100,6 +103,21 @@ def tower_refusal(tower: nn.Module) -> str | None:
         return f"has {tower.pool_type!r} pooling"
     kinds = {type(block) for block in tower.transformer.resblocks} - {zoo.ResidualAttentionBlock}
     return f"has {kinds.pop().__name__} blocks" if kinds else None
+
+
+def projection_of(tower: Any) -> tuple[Tensor, Tensor]:
+    """(weight (E, D), bias (E,)) of the tower's way from its feature into the text space: the identity
+    and zeros where it has none."""
+    layer: Any
+    if not hasattr(tower, "trunk"):
+        weight, bias = tower.proj.T, None
+    elif hasattr(tower.head, "proj"):
+        weight, bias = tower.head.proj.weight, tower.head.proj.bias
+    elif isinstance(layer := tower.trunk.get_classifier(), nn.Linear):
+        weight, bias = layer.weight, layer.bias
+    else:
+        weight, bias = torch.eye(tower.trunk.num_features), None
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias
 
 
 def _trunk_of(tower: Any, name: str, img_size: Size) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -176,7 +194,7 @@ def _activation(module: nn.Module) -> Callable[[], nn.Module]:
 def create_tower(config: BackboneConfig, tag: str | None) -> nn.Module:
     """The image tower of `config.name`, with the weights of `tag`, or random ones, for which the text
     half is not built. Raises VidpipeError for an unknown name or tag, or weights that cannot be had."""
-    _refuse_unknown(config.name)
+    refuse_unknown(config.name)
     import open_clip
     from open_clip.model import _build_vision_tower
 
@@ -225,7 +243,7 @@ def create_whole(name: str, tag: str | None) -> Any:
 def preprocessing(config: BackboneConfig, header: Mapping[str, str]) -> dict[str, Any]:
     """What open_clip does to a picture for the weights that `config` names, whose file has `header`:
     mean, std, size, interpolation, crop_pct. Raises VidpipeError for an unknown name."""
-    _refuse_unknown(config.name)
+    refuse_unknown(config.name)
     import open_clip
     from open_clip.transform import PreprocessCfg
 
@@ -239,7 +257,8 @@ def preprocessing(config: BackboneConfig, header: Mapping[str, str]) -> dict[str
     }
 
 
-def _refuse_unknown(name: str) -> None:
+def refuse_unknown(name: str) -> None:
+    """Raises VidpipeError, with the nearest name, for what is no model of open_clip."""
     try:
         import open_clip
     except ModuleNotFoundError:

@@ -25,6 +25,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.noise import ClipDropout, ClipNoise, Keys
+from vidpipe.methods.text_head import make_head
 from vidpipe.weights import refuse_mismatch
 
 __all__ = ["MethodConfig", "VideoModel"]
@@ -80,9 +81,7 @@ class VideoModel(nn.Module):
         self.width: int = self.vit.num_features
         self.clip_keys = Keys()
         self.head_dropout = ClipDropout(config.head_dropout)
-        self.head = nn.Linear(self.width, num_classes)
-        nn.init.normal_(self.head.weight, std=self.head_init_std)
-        nn.init.zeros_(self.head.bias)
+        self.head = make_head(vit, self.width, num_classes, config.head_init, self.head_init_std)
 
     # -- what a method overrides ------------------------------------------------------------
 
@@ -287,8 +286,13 @@ class VideoModel(nn.Module):
         return scale
 
     def carried(self) -> dict[str, nn.Parameter]:
-        """Parameters of an adapter checkpoint: the trained ones, unless a method adds others."""
-        return {n: p for n, p in self.named_parameters() if p.requires_grad}
+        """Parameters of an adapter checkpoint: the trained ones and the whole head, unless a method adds
+        others."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad or name.startswith("head.")
+        }
 
     def adapter_state(self) -> dict[str, Tensor]:
         """The trained tensors by name: all that an adapter checkpoint holds."""

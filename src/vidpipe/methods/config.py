@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from vidpipe.config.section import NotDecisive, OnlyTraining, Section
 from vidpipe.errors import VidpipeError
@@ -13,6 +13,19 @@ from vidpipe.errors import VidpipeError
 _WithoutLr = NotDecisive(unless=("lr", None))
 BaseRate = Annotated[float, OnlyTraining(), _WithoutLr]
 BaseBatch = Annotated[int, OnlyTraining(), _WithoutLr]
+OF_TEXT = NotDecisive(unless=("head_init", "text"))
+"""Mark of what decides with texts only: without, the identity of a training is as it was before."""
+
+
+def _has_one_place(prompt: str) -> str:
+    if prompt.count("{}") != 1:
+        raise ValueError("expected one {} where the class name goes, such as 'a video of {}.'")
+    return prompt
+
+
+Prompt = Annotated[
+    str, AfterValidator(_has_one_place), Field(examples=["a video of {}.", "a person {}."])
+]
 
 
 class MethodConfig(Section):
@@ -42,6 +55,16 @@ class MethodConfig(Section):
     layer_decay: Annotated[float, OnlyTraining()] = Field(
         1.0, gt=0, le=1, description="of lr, per block from the last to the first"
     )
+    head_init: Annotated[Literal["random", "text"], OF_TEXT] = Field(
+        "random",
+        description="text: the head starts from the class names, by an open_clip model's text tower",
+    )
+    prompts: Annotated[tuple[Prompt, ...] | None, OnlyTraining(), OF_TEXT] = Field(
+        None,
+        min_length=1,
+        max_length=1000,
+        description="what stands around a class name, {}, in its texts; null: ten for actions",
+    )
 
     def peak_lr(self, batch_size: int | None = None) -> float:
         """The peak learning rate for `batch_size` clips a step; None: as many as `base_lr` is for.
@@ -56,6 +79,14 @@ class MethodConfig(Section):
 
 class LinearProbeConfig(MethodConfig):
     space: ClassVar = {"lr": "loguniform(1e-3,1e-1)"}
+
+
+class ZeroShotConfig(MethodConfig):
+    """What is about training means nothing here."""
+
+    space: ClassVar = {}
+    head_dropout: Annotated[float, OnlyTraining()] = Field(0.0, ge=0, lt=1)
+    head_init: Literal["text"] = "text"  # type: ignore[assignment]
 
 
 KernelSize = Annotated[int, Field(ge=1, le=63)]
@@ -275,6 +306,7 @@ CONFIGS: dict[str, type[MethodConfig]] = {
     "prompt_tuning": PromptTuningConfig,
     "attentional_pooling": AttentionalPoolingConfig,
     "evl": EVLConfig,
+    "zero_shot": ZeroShotConfig,
 }
 """What `methods.<name>` may hold; `registry.METHODS` has the models."""
 

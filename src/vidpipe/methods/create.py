@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 from torch import nn
 
 from vidpipe.backbones.config import RANDOM, BackboneConfig, Pool
 from vidpipe.backbones.input_card import completed
+from vidpipe.backbones.text_tower import ClassTexts, class_texts
 from vidpipe.backbones.zoo import (
     Backbone,
     copied_backbone,
@@ -24,7 +27,10 @@ from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import MethodConfig
+from vidpipe.methods.prompts import ACTION_PROMPTS, spoken, unsayable
 from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.methods.text_head import TextHead
+from vidpipe.text import printable
 
 CLIP_LR_SCALE = 0.01
 """Of the backbone's own weights when a CLIP is fine-tuned in full."""
@@ -58,6 +64,7 @@ def create_model(
     interpolation: str = "bilinear",
     crop_pct: float | str = 1.0,
     pool: Pool = "zoo",
+    classes: Sequence[str] | None = None,
     **options: Any,
 ) -> VideoModel:
     """A video model: `method` on a frozen image transformer.
@@ -77,6 +84,8 @@ def create_model(
             `"card"`.
         pool: what the feature of a frame is made of: `"zoo"`, as the zoo makes it, `"token"`, the class
             token, or `"avg"`, the mean of patches. timm's DINOv3 has the mean, its authors the token.
+        classes: names of the `num_classes` classes; needed where the head is made of their texts
+            (`zero_shot`, `head_init="text"`).
         options: of the method, as under `methods.NAME` in params.yaml, such as `bottleneck_ratio=0.25`.
 
     Returns:
@@ -128,7 +137,9 @@ def create_model(
             f"backbone: a {type(backbone).__name__}, expected a name of vidpipe.list_backbones() or a "
             "timm module"
         )
-    return create_on(loaded, InputForm.of(transform), method, num_classes, num_frames, config)
+    return create_on(
+        loaded, InputForm.of(transform), method, num_classes, num_frames, config, classes
+    )
 
 
 def create_on(
@@ -138,13 +149,45 @@ def create_on(
     num_classes: int,
     num_frames: int,
     config: MethodConfig,
+    classes: Sequence[str] | None = None,
 ) -> VideoModel:
-    """The model before its training: `build_on`, with the options that depend on the backbone."""
+    """The model before its training: `build_on`, with the options that depend on the backbone, and a
+    head from the texts of `classes` where the config says so."""
     if config.pretrained_lr_scale is None:
         clip = "clip" in backbone.config.name or backbone.config.source == "open_clip"
         scale = CLIP_LR_SCALE if clip and method == "full_finetune" else 1.0
         config = config.model_copy(update={"pretrained_lr_scale": scale})
-    return build_on(backbone, form, method, num_classes, num_frames, config)
+    if config.head_init != "text":
+        return build_on(backbone, form, method, num_classes, num_frames, config)
+    prompts = config.prompts or ACTION_PROMPTS
+    texts = _texts(backbone.config, method, num_classes, classes, prompts)
+    config = config.model_copy(update={"prompts": prompts})  # the card names them
+    model = build_on(backbone, form, method, num_classes, num_frames, config)
+    cast(TextHead, model.head).read(texts)
+    return model
+
+
+def _texts(
+    backbone: BackboneConfig,
+    method: str,
+    num_classes: int,
+    classes: Sequence[str] | None,
+    prompts: Sequence[str],
+) -> ClassTexts:
+    """The class texts of a new model. Names that nobody would say are warned of."""
+    asked = f"method {method}" if method == "zero_shot" else f"methods.{method}.head_init: text"
+    if classes is None or isinstance(classes, str) or len(classes) != num_classes:
+        got = "none were given" if classes is None else f"{len(classes)} were given"
+        raise VidpipeError(f"{asked} needs the names of the {num_classes} classes, and {got}")
+    texts = class_texts(backbone, [spoken(name) for name in classes], prompts, asked)
+    if odd := unsayable(classes):
+        shown = ", ".join(map(printable, odd[:4])) + (", ..." if len(odd) > 4 else "")
+        warnings.warn(
+            f"{asked}: {len(odd)} of {len(classes)} class names are none that a person would "
+            f"say of a picture ({shown}), so their texts mean little; rename the classes",
+            stacklevel=4,
+        )
+    return texts
 
 
 def build_on(

@@ -18,6 +18,7 @@ from vidpipe.methods.prompt_tuning import PromptTuning
 from vidpipe.methods.st_adapter import STAdapter
 from vidpipe.methods.swin import LinearProbeSwin, SwinModel
 from vidpipe.methods.temporal_heads import TemporalHeads
+from vidpipe.methods.zero_shot import ZeroShot
 from vidpipe.methods.zeroi2v import ZeroI2V
 from vidpipe.methods.zeroi2v_swin import ZeroI2VSwin
 
@@ -37,6 +38,7 @@ METHODS: dict[str, type[VideoModel]] = {
         PromptTuning,
         AttentionalPooling,
         EVL,
+        ZeroShot,
     )
 }
 SWIN_METHODS: dict[str, type[SwinModel]] = {

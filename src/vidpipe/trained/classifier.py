@@ -147,7 +147,7 @@ class Classifier:
         if not isinstance(video, list | tuple):
             return self.features([cast(Video, video)])[0]
         found = [self._feature(self._segment(each)) for each in video]
-        return torch.stack(found) if found else torch.empty(0, self.model.head.in_features)
+        return torch.stack(found) if found else torch.empty(0, self.model.width)
 
     def preprocess(self, frames: Frames) -> Tensor:
         """Frames -> the model's input, by the centre view.
@@ -247,7 +247,7 @@ class Classifier:
                 self.model(to_input(views, backbone.mean, backbone.std))
         finally:
             handle.remove()
-        return seen[0].float().mean(0).cpu()
+        return seen[0].float().flatten(0, -2).mean(0).cpu()
 
     def _segment(self, video: Video) -> Segment:
         if isinstance(video, str | Path):

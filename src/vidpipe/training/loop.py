@@ -112,6 +112,8 @@ class Trainer:
             )
         self.forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         self.trained = trained_parameters(model)
+        if not self.trained:
+            raise VidpipeError(f"method {model.name}: it trains nothing; evaluate it as it is")
         same_start(list(self.trained.values()))
         self.optimizer = make_optimizer(model, config, self.device)
         self.ema = Ema(self.trained, config.ema_decay) if config.ema_decay is not None else None

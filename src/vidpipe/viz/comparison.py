@@ -139,7 +139,9 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], path: Path) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for i, (name, history) in enumerate(histories.items()):
-        loss.plot(history.epoch, history.train_loss, label=name, color=COLOURS[i % len(COLOURS)])
+        if "train_loss" in history:  # some methods train nothing
+            colour = COLOURS[i % len(COLOURS)]
+            loss.plot(history.epoch, history.train_loss, label=name, color=colour)
         if "val_top1" in history:
             known = history[history.val_top1.notna()]
             accuracy.plot(known.epoch, 100 * known.val_top1, label=name, markersize=6, **_style(i))
@@ -147,7 +149,8 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], path: Path) -> None:
     accuracy.set(xlabel="epoch", ylabel="top-1, %", title="Validation top-1", ylim=(0, 104))
     for axes in (loss, accuracy):
         axes.grid(True, color="0.88")
-    loss.legend()
+    if loss.lines:
+        loss.legend()
     save(figure, path)
 
 

@@ -63,6 +63,8 @@ def sections_of(params: Params, leaf: Leaf) -> list[tuple[Any, str]]:
 @pytest.mark.parametrize("leaf", leaves(), ids=lambda leaf: leaf.key)
 def test_a_field_changes_the_identities_that_it_decides_and_no_other(leaf: Leaf) -> None:
     before = nested(leaf)
+    if "const" in leaf.schema()[0]:  # what makes a method what it is
+        return
     changed = other_values(leaf)
     assert changed, f"no other valid value of {leaf.key} was found"
     first = identities(before, leaf.method)

@@ -65,7 +65,8 @@ def test_every_method_keeps_its_promises(name: str, make: str) -> None:
     for model.every_token in (True, False):
         model.train().zero_grad()
         logits = model(clip().double())
-        logits.square().sum().backward()
+        if model.trained_names:
+            logits.square().sum().backward()
         found.append([logits, *(p.grad for p in model.parameters() if p.requires_grad)])
         assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
     torch.testing.assert_close(found[1], found[0], atol=1e-9, rtol=1e-9)

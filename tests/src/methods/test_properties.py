@@ -141,6 +141,7 @@ def test_every_method_runs_and_merges_on_every_make_of_vit(name: str, make: str)
     assert bool(logits.isfinite().all())
     if model.not_mergeable is None:
         torch.testing.assert_close(model.merge()(clip), logits, atol=1e-10, rtol=1e-10)
-    logits.sum().backward()
+    if model.trained_names:
+        logits.sum().backward()
     frozen = [p for p in model.parameters() if not p.requires_grad]
     assert all(p.grad is None for p in frozen)
