@@ -90,7 +90,11 @@ def macs_by_kind(
 
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, NORMS)]
     training, own = model.training, getattr(model, "every_token", False)
+    # The counter stumbles over a view of a trained parameter that has no graph (a pooling's query).
+    trained = [p for p in model.parameters() if p.requires_grad]
     try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         model.every_token = True  # type: ignore[assignment]
         # The math backend shows attention as the two matrix products it is.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -98,6 +102,8 @@ def macs_by_kind(
     finally:
         model.every_token = own  # type: ignore[assignment]
         model.train(training)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for handle in handles:
             handle.remove()
     return counter.get_total_flops() / 2, 5.0 * norm_elements
