@@ -25,6 +25,7 @@ from vidpipe.files import atomic_folder, disk_errors_named, write_text
 from vidpipe.params import Params
 from vidpipe.study.null import null_study
 from vidpipe.study.outcomes import Outcomes
+from vidpipe.text import printable
 
 TIMED = 15
 """Views of which the median is the latency."""
@@ -54,7 +55,8 @@ def run(
         disk_errors_named(workspace.root / "study"),
         tracked_run(params.tracking, "study", name, plan.identity) as parent,
     ):
-        parent.params({"rows": len(plan.rows), "study": params.study.model_dump(mode="json")})
+        # As one text: names of rows are anyone's, and MLflow takes few characters in a key.
+        parent.params({"rows": len(plan.rows), "study": params.study.model_dump_json()})
         outcome = run_study(plan, parent)
         tables = make_tables(plan, outcome)
         with atomic_folder(folder) as temporary:
@@ -98,7 +100,7 @@ def show(tables: Tables, name: str) -> None:
     section = page.accuracy_section(tables)
     print_table(f"study {name}", section.header, section.rows, WIDTH)
     for line in (*tables.warnings, *tables.sentences):
-        print(line)
+        print(printable(line))
 
 
 def _times(plan: Plan, outcome: Outcome) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from vidpipe.device import choose_device, set_determinism
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.evaluation.evaluate import Evaluator, predict
 from vidpipe.evaluation.metrics import predictions_table
-from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json
+from vidpipe.files import atomic_folder, disk_errors_named, read_json, remove_temporary, write_json
 from vidpipe.params import Params
 from vidpipe.trained.adapter import load_adapter
 from vidpipe.trained.card import TrainedModel
@@ -76,7 +76,8 @@ def done(cell: Cell, workspace: Workspace) -> Result | None:
     found = read_result(cell.folder(workspace))
     if found is None or found.state == "failed":
         return None
-    return found if found.epoch >= rung_epoch(cell, found.epochs) else None
+    enough = found.state == "finished" or found.epoch >= rung_epoch(cell, found.epochs)
+    return found if enough else None
 
 
 def rung_epoch(cell: Cell, epochs: int) -> int:
@@ -117,7 +118,8 @@ class CellRunner:
             raise StudyStopped from None
         except Exception as error:
             if _of_the_disk(error):
-                raise
+                with disk_errors_named(folder):  # one line, also from a Ray worker
+                    raise
             self._write(folder, Result("failed", error=_line(error)))
         return cell.key
 

@@ -226,14 +226,14 @@ def broken_after(monkeypatch: pytest.MonkeyPatch, steps: int, what: Exception | 
     monkeypatch.setattr(Trainer, "_step", step)
 
 
-def test_a_study_that_was_killed_three_times_ends_with_the_same_bytes(
+def test_a_study_that_was_killed_and_met_a_full_disk_ends_with_the_same_bytes(
     first: Any, tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").symlink_to(project / "data")
     (tmp_path / "params.yaml").write_bytes((project / "params.yaml").read_bytes())
     (tmp_path / "mlflow.db").write_bytes((project / "mlflow.db").read_bytes())
     monkeypatch.chdir(tmp_path)
-    for steps in (1, 9, 17):
+    for steps in (1, 9):
         with monkeypatch.context() as patch:
             broken_after(patch, steps, Killed())
             with pytest.raises(Killed):
@@ -295,6 +295,9 @@ def test_what_train_has_trained_is_not_trained_again(monkeypatch: pytest.MonkeyP
     tables = run(name="own", spaces={}, **study)
     assert record.trained == set()
     assert tables.accuracy.clips.tolist() == [3]
+    record.reads.clear()
+    run(name="own", spaces={}, **study)
+    assert not record.reads, "the tested predictions are kept"
     assert any("one group" in w or "too few" in w or "uncertain" in w for w in tables.warnings)
 
 
@@ -312,6 +315,18 @@ def test_the_plan_is_printed_and_nothing_is_written(
     assert "20: 12 trials, 8 final trainings" in out
     assert "fails:" in out
     assert {path.name for path in tmp_path.iterdir()} == {"data", "params.yaml"}
+
+
+@pytest.mark.long
+def test_on_ray_a_study_is_the_same(
+    first: Any, tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").symlink_to(project / "data")
+    (tmp_path / "params.yaml").write_bytes((project / "params.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    run(num_workers=2)
+    assert files() == first[2]
 
 
 @pytest.mark.parametrize(
