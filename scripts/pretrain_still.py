@@ -1,4 +1,7 @@
-"""Pre-train the package's small ViT on rendered stills: `python scripts/pretrain_still.py`.
+"""Pre-train one of the package's small image models on rendered stills.
+
+    python scripts/pretrain_still.py
+    python scripts/pretrain_still.py --architecture eva_still_patch12_48
 
 Supervised, on what the renderer knows about a picture: where the object is, how large, at which
 angle, its shape and colour, and a coarse mask of it. No moving picture, and no pair
@@ -23,10 +26,11 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
-from timm.models import VisionTransformer
+from timm.models import Eva, VisionTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones import still
+from vidpipe.backbones.activation import activation_of
 from vidpipe.files import atomic_file
 from vidpipe.video.rendered import SHAPES, render_still
 
@@ -115,8 +119,9 @@ class Heads(nn.Module):
     They sit at several depths, since adapters work in every block and not only on the last one.
     """
 
-    def __init__(self, width: int, depth: int) -> None:
+    def __init__(self, width: int, depth: int, prefix: int) -> None:
         super().__init__()
+        self.prefix = prefix
         self.cls_depths = tuple(range(depth // 2, depth + 1))
         self.patch_depths = tuple(range(1, depth))
         out = GLOBALS + len(SHAPES)
@@ -131,12 +136,12 @@ class Heads(nn.Module):
     def forward(
         self, tokens: list[Tensor], final: Tensor
     ) -> tuple[dict[int, Tensor], list[Tensor]]:
-        """tokens[d] is the stream after block d + 1; final the normed tokens, (B, 1 + N, D)."""
+        """tokens[d] is the stream after block d + 1; final the normed tokens, (B, prefix + N, D)."""
         depth = len(tokens)
         at = {d: self.norms[str(d)](tokens[d - 1]) for d in range(1, depth)} | {depth: final}
         return (
             {d: self.cls[str(d)](at[d][:, 0]) for d in self.cls_depths},
-            [self.patch[str(d)](at[d][:, 1:]) for d in self.patch_depths],
+            [self.patch[str(d)](at[d][:, self.prefix :]) for d in self.patch_depths],
         )
 
 
@@ -146,7 +151,7 @@ def _regression(predicted: Tensor, truth: Tensor) -> Tensor:
     return F.smooth_l1_loss(predicted, target, beta=0.1)
 
 
-def loss_of(vit: VisionTransformer, heads: Heads, batch: Stills) -> Tensor:
+def loss_of(vit: VisionTransformer | Eva, heads: Heads, batch: Stills) -> Tensor:
     x = batch["image"].float() / 127.5 - 1
     final, tokens = vit.forward_intermediates(
         x, return_prefix_tokens=True, output_fmt="NLC", norm=False
@@ -168,7 +173,7 @@ def loss_of(vit: VisionTransformer, heads: Heads, batch: Stills) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(vit: VisionTransformer, heads: Heads, stills: Stills) -> dict[str, float]:
+def evaluate(vit: VisionTransformer | Eva, heads: Heads, stills: Stills) -> dict[str, float]:
     """Errors of the class token's read-outs on stills that were not trained on."""
     last = heads.cls[str(len(vit.blocks))]
     images = stills["image"].split(500)
@@ -190,7 +195,8 @@ def evaluate(vit: VisionTransformer, heads: Heads, stills: Stills) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=still.WEIGHTS)
+    parser.add_argument("--architecture", choices=still.WEIGHTS_OF, default=still.ARCHITECTURE)
+    parser.add_argument("--out", type=Path, help="default: its place in the package")
     parser.add_argument("--stills", type=int, default=100_000, help="size of the training pool")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -199,15 +205,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    out: Path = args.out or still.WEIGHTS_OF[args.architecture]
     console = Console()
 
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     train = render_pool(args.stills, args.seed, args.workers)
     held_out = render_pool(4000, args.seed + 1, args.workers)
-    vit = timm.create_model(still.ARCHITECTURE)
-    assert isinstance(vit, VisionTransformer)
-    heads = Heads(vit.embed_dim, len(vit.blocks))
+    vit = timm.create_model(args.architecture)
+    assert isinstance(vit, VisionTransformer | Eva)
+    heads = Heads(vit.embed_dim, len(vit.blocks), vit.num_prefix_tokens)
     parameters: list[nn.Parameter] = [*vit.parameters(), *heads.parameters()]
     decay: list[Tensor] = [p for p in parameters if p.ndim >= 2]
     plain: list[Tensor] = [p for p in parameters if p.ndim < 2]
@@ -242,16 +249,16 @@ def main() -> None:
     errors = ", ".join(f"{k} {v:.4f}" for k, v in evaluate(vit, heads, held_out).items())
     console.print(f"held out, as saved: {errors}")
     metadata = {
-        "architecture": still.ARCHITECTURE,
+        "architecture": args.architecture,
         "mean": ",".join(map(str, still.MEAN)),
         "std": ",".join(map(str, still.STD)),
         "input_size": f"3,{still.INPUT_SIZE},{still.INPUT_SIZE}",
-        "activation": "gelu",
+        "activation": activation_of(vit),
         "source": "vidpipe pretrain_still",
     }
-    with atomic_file(args.out) as part:
+    with atomic_file(out) as part:
         save_file(weights, part, metadata)
-    console.print(f"wrote {args.out.name}, {args.out.stat().st_size / 2**20:.2f} MiB")
+    console.print(f"wrote {out.name}, {out.stat().st_size / 2**20:.2f} MiB")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from small_models import backbone_file, tiny_model
 from small_store import UNIFORM, small_project, small_store
 from tiny import randomise, tiny_vit
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from typer.testing import CliRunner
 
 from vidpipe.data.config import TransformConfig
@@ -125,3 +127,16 @@ def test_the_commands_train_evaluate_and_export(
     for stage in ("evaluate", "export", "explain"):
         run(stage)
     assert 0 <= read_json(in_folder / "results/st_adapter/eval.json")["top1"] <= 1
+
+
+@pytest.mark.parametrize("method", ["st_adapter", "aim", "zeroi2v"])
+def test_rotary_positions_leave_attention_fused(method: str, gpu: torch.device) -> None:
+    """In bf16 the flash kernel takes it: nothing but that kernel is allowed here."""
+    backbone = timm.create_model("eva_still_patch12_48", num_heads=3).eval()
+    randomise(backbone)
+    model = build_method(method, backbone, 3, 4, METHODS[method].Config()).to(gpu)
+    clips = torch.randn(2, 3, 4, 48, 48, device=gpu)
+    kernel = sdpa_kernel(SDPBackend.FLASH_ATTENTION)
+    with kernel, torch.autocast("cuda", torch.bfloat16):
+        model.train()(clips).float().sum().backward()
+        assert model.eval()(clips).isfinite().all()

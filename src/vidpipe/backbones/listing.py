@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import timm
 
-from vidpipe.backbones.still import ARCHITECTURE
+from vidpipe.backbones.still import WEIGHTS_OF
 from vidpipe.errors import VidpipeError
 
 TIMM_FILES = (
@@ -62,7 +62,7 @@ def list_backbones(pattern: str = "*") -> list[str]:
 def _of_timm() -> list[str]:
     found = {name for file in TIMM_FILES for name in timm.list_models(module=file)}
     plain = {n for n in found if not any(fnmatchcase(n, other) for other in OTHER_BLOCKS)}
-    return sorted({*plain, ARCHITECTURE})
+    return sorted({*plain, *WEIGHTS_OF})
 
 
 def refuse_unknown(name: str) -> None:
