@@ -42,10 +42,20 @@ def backbones(
     pattern: Annotated[str, typer.Argument(help="Names, such as '*clip*b*16*'.")] = "*",
     *,
     json: Json = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Compare features with timm's own, on small random copies: counts by class and "
+            "reason, and the worst error (open_clip: tests).",
+        ),
+    ] = False,
 ) -> None:
     """List the image models that load, with their cost, pooling and licence, and why others do not."""
-    from pipeline.tools.list_backbones import run as show
-
+    if check:
+        from pipeline.tools.check_backbones import run as show
+    else:
+        from pipeline.tools.list_backbones import run as show
     show(pattern, json)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from timm.models import Beit, Eva, VisionTransformer
+from timm.models import Beit, Eva, NaFlexVit, VisionTransformer
 from torch import nn
 
 from vidpipe.backbones.beit import BeitView, beit_refusal
 from vidpipe.backbones.eva import EvaView, eva_refusal
+from vidpipe.backbones.naflex import naflex_refusal
 from vidpipe.backbones.view import ImageView, vit_refusal
 
-FAMILIES = "timm's ViTs, Evas, BEiTs and Swins"
+FAMILIES = "timm's ViTs, NaFlexViTs, Evas, BEiTs and Swins"
 
 
 def view_of(model: nn.Module) -> ImageView:
-    """The view of a model that `refusal` finds nothing against (a Swin has none)."""
+    """The view of a model that `refusal` finds nothing against. A Swin has none; of a NaFlexViT,
+    `naflex.plain_vit` has one."""
     if isinstance(model, Eva):
         return EvaView(model)
     if isinstance(model, Beit):
@@ -29,4 +31,6 @@ def refusal(model: nn.Module) -> str | None:
         return eva_refusal(model)
     if isinstance(model, Beit):
         return beit_refusal(model)
+    if isinstance(model, NaFlexVit):
+        return naflex_refusal(model)
     return f"is a {type(model).__name__}, not one of {FAMILIES}"

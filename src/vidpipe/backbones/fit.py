@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
 from vidpipe.backbones.config import BackboneConfig
+from vidpipe.backbones.naflex import EMBEDS, plain_state
 from vidpipe.backbones.positions import resized_positions
 from vidpipe.errors import VidpipeError
 from vidpipe.weights import refuse_mismatch, refuse_not_finite
@@ -24,6 +25,7 @@ KINDS = {
     "a ConvNeXt, FastViT or other model in stages": r"^stages\.\d",
     "a model of Hugging Face's transformers": r"(^|\.)encoder\.layers?\.\d",
     "an open_clip model": r"^visual\.",
+    "a NaFlexViT": rf"^{re.escape(EMBEDS)}",
     "a text tower": r"^(text|token_embedding)\.",
     "a BEiT": r"^(rel_pos_bias|blocks\.0\.attn\.relative_position)",
     "an Eva": r"^(rope|blocks\.0\.(attn\.(q_proj|q_bias|rope)|gamma_1))",
@@ -65,7 +67,7 @@ def fit_state(
         fitted = _resized(vit, {k: v.float() for k, v in state.items()}, grid)
         refuse_mismatch(source, own, fitted)
     except (VidpipeError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        holds, wants = kind_of(state), kind_of(own)
+        holds, wants = kind_of(state), kind_of([*own, EMBEDS] if hasattr(vit, "naflex") else own)
         if None not in (holds, wants) and holds != wants:
             raise VidpipeError(
                 f"{source}: weights do not fit the model; they are those of {holds}, and the backbone "
@@ -96,6 +98,8 @@ def _resized(
     vit: nn.Module, state: dict[str, Tensor], grid: tuple[int, int] | None
 ) -> dict[str, Tensor]:
     """`state` at the model's size, without what is no part of the features."""
+    plain, own_grid = plain_state(vit, state)
+    state, grid = dict(plain), own_grid or grid
     positions = resized_positions(vit, state, grid)
     state = {name: tensor for name, tensor in state.items() if name not in positions}
     if isinstance(vit, SwinTransformer):

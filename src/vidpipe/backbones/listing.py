@@ -19,9 +19,36 @@ TIMM_FILES = (
     "deit",
     "eva",
     "beit",
+    "naflexvit",
     "swin_transformer",
 )
 """timm's modules of ViTs, Evas, BEiTs and Swins."""
+OTHER_FILES = {
+    "cait": "with talking heads, and blocks of the class token's own",
+    "coat": "with convolutions between tokens, and tokens of several scales",
+    "convit": "whose attention is gated between content and position",
+    "crossvit": "with two branches of patches that exchange their class tokens",
+    "davit": "which attend over channels as well as within windows",
+    "deepseek_vit": "in two stages, the first within windows",
+    "hiera": "which pool the queries of an unrolled grid between stages",
+    "hieradet_sam2": "which pool queries between stages and attend within windows",
+    "levit": "with convolutions and batch norms in place of linear layers and LayerNorms",
+    "maxxvit": "which alternate convolutions with attention in windows and grids",
+    "mvitv2": "which pool queries, keys and values by convolution",
+    "nest": "which attend within blocks that are merged by convolution",
+    "pit": "which pool tokens by convolution between stages",
+    "pvt_v2": "which pool keys and values, and tokens between stages",
+    "swin_transformer_v2_cr": "whose windows are another Swin V2's",
+    "tnt": "with an inner transformer in each patch",
+    "twins": "which pool keys and values, and tokens between stages",
+    "vision_transformer_relpos": "whose relative positions are layers within the attention",
+    "vision_transformer_sam": "which attend within windows and end in convolutions",
+    "vitamin": "which begin with convolutional stages",
+    "volo": "which begin with outlook attention",
+    "xcit": "which attend over channels, not over tokens",
+}
+"""Files of other transformers in timm, and what methods have no form for: between one block and the next
+their tokens are no longer those of a frame, or attention is none of queries with keys."""
 OTHER_BLOCKS = (
     *("vit_*_18x2_*", "vit_*_xp_*", "vit_*_rpn_*", "vit_pwee_*", "vit_dpwee_*"),
     *("vit_dwee_*", "vit_dlittle_*", "eva02_enormous_*"),
@@ -63,6 +90,16 @@ def _of_timm() -> list[str]:
     found = {name for file in TIMM_FILES for name in timm.list_models(module=file)}
     plain = {n for n in found if not any(fnmatchcase(n, other) for other in OTHER_BLOCKS)}
     return sorted({*plain, *WEIGHTS_OF})
+
+
+def of_other_family(name: str) -> str | None:
+    """Why a model is refused by the file of timm that it is in, a phrase after its name; None: it is
+    not. Models that others registered are looked at when they are built."""
+    package, _, family = timm.model_entrypoint(name).__module__.rpartition(".")
+    if package != "timm.models" or family in TIMM_FILES:
+        return None
+    why = f", {OTHER_FILES[family]}" if family in OTHER_FILES else ""
+    return f"is no ViT, Eva, BEiT or Swin but of timm's {family} models{why}"
 
 
 def refuse_unknown(name: str) -> None:

@@ -115,7 +115,7 @@ def vit_refusal(model: VisionTransformer) -> str | None:
     """Why methods cannot promise the features of a `VisionTransformer`; None: they can."""
     distilled = isinstance(model, VisionTransformerDistilled)
     known = VisionTransformerDistilled if distilled else VisionTransformer
-    return replaced(model, known) or unpooled(model) or _of_blocks(model)
+    return replaced(model, known) or unpooled(model) or blocks_refusal(model)
 
 
 def replaced(model: nn.Module, known: type[nn.Module]) -> str | None:
@@ -133,6 +133,8 @@ def unpooled(model: nn.Module) -> str | None:
     return None
 
 
-def _of_blocks(model: VisionTransformer) -> str | None:
-    reasons = (block_refusal(block, model.embed_dim) for block in model.blocks)
+def blocks_refusal(model: nn.Module) -> str | None:
+    """Why methods cannot adapt a model of plain blocks; None: they can."""
+    own = cast(Any, model)
+    reasons = (block_refusal(block, own.embed_dim) for block in own.blocks)
     return next((reason for reason in reasons if reason), None)

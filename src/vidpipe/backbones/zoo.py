@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.models import SwinTransformer
+from timm.models import NaFlexVit, SwinTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
@@ -24,7 +24,8 @@ from vidpipe.backbones.config import GIVEN, RANDOM, BackboneConfig, Pool
 from vidpipe.backbones.families import FAMILIES, refusal
 from vidpipe.backbones.fit import fit_state, refuse_other_model
 from vidpipe.backbones.input_card import InputCard, input_card
-from vidpipe.backbones.listing import TIMM_FILES, nearest_that_loads, refuse_unknown
+from vidpipe.backbones.listing import nearest_that_loads, of_other_family, refuse_unknown
+from vidpipe.backbones.naflex import plain_vit
 from vidpipe.backbones.patches import grid_of, refuse_dropped_pixels, set_size
 from vidpipe.backbones.pooling import set_pool
 from vidpipe.backbones.positions import read_grid
@@ -129,7 +130,7 @@ def copied_backbone(
     """
     card = dict(getattr(module, "pretrained_cfg", None) or {})
     name = str(card.get("architecture") or type(module).__name__)
-    vit: Any = _supported(copy.deepcopy(module), name)
+    vit: Any = supported(copy.deepcopy(module), name, None)
     vit.reset_classifier(0)
     said = InputCard.of_model(vit, name)
     made_for = cast(Any, vit.patch_embed).img_size
@@ -187,7 +188,7 @@ def _create_timm(config: BackboneConfig, img_size: Size, hub_tag: str | None) ->
                 pretrained=hub_tag is not None,
                 num_classes=0,
                 img_size=img_size,
-                **_one_size(name),
+                **one_size(name),
             )
     except VidpipeError:
         _refuse_by_own_patches(name, img_size)
@@ -208,12 +209,12 @@ def _create_timm(config: BackboneConfig, img_size: Size, hub_tag: str | None) ->
             f"backbone.weights: {name} could not be downloaded ({type(error).__name__}); "
             "name a local weights file instead"
         ) from error
-    vit = _supported(model, name)
+    vit = supported(model, name, img_size)
     refuse_dropped_pixels(vit, name, img_size, InputCard.of_model(vit, name).size)
     return vit
 
 
-def _one_size(name: str) -> dict[str, Any]:
+def one_size(name: str) -> dict[str, Any]:
     """The option that has a model compute its positions once: DINOv3's would do so in every forward."""
     eva = timm.model_entrypoint(name).__module__ == "timm.models.eva"
     return {"dynamic_img_size": False} if eva else {}
@@ -238,21 +239,19 @@ def _explained(name: str, img_size: Size) -> Iterator[None]:
         ) from error
 
 
-def _supported(model: nn.Module, name: str) -> nn.Module:
-    """`model`, where it is of a kind that methods can adapt. Raises VidpipeError otherwise."""
+def supported(model: nn.Module, name: str, size: Size | None) -> nn.Module:
+    """`model`, where it is of a kind that methods can adapt; a NaFlexViT as the plain ViT that it is at
+    one size (None: its card's). Raises VidpipeError otherwise."""
     if isinstance(model, SwinTransformer):
         return model
     if (reason := refusal(model)) is not None:
         raise VidpipeError(f"backbone.name: {name} {reason}; {nearest_that_loads(name)}")
+    if isinstance(model, NaFlexVit):
+        return plain_vit(model, size or InputCard.of_model(model, name).size)
     return model
 
 
 def _refuse_other_family(name: str) -> None:
     """Before it is built: some of them are large. Models that others registered are looked at later."""
-    module = timm.model_entrypoint(name).__module__
-    package, _, family = module.rpartition(".")
-    if package == "timm.models" and family not in TIMM_FILES:
-        raise VidpipeError(
-            f"backbone.name: {name} is no ViT, Eva, BEiT or Swin but of timm's {family} models; "
-            f"{nearest_that_loads(name)}"
-        )
+    if (reason := of_other_family(name)) is not None:
+        raise VidpipeError(f"backbone.name: {name} {reason}; {nearest_that_loads(name)}")
