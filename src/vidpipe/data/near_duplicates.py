@@ -13,7 +13,8 @@ from scipy.ndimage import convolve1d
 from vidpipe.data.fingerprint import BITS, STILL, Fingerprint
 
 TABLES, KEY_BITS = 16, 18
-"""Lookups, each by so many of the hash's bits. Two hashes of which a tenth of the bits differ meet in
+"""Lookups, each by so many of the hash's bits, and by more among many hashes: what meets by chance grows
+with the clips then, and not with their square. Two hashes of which a tenth of the bits differ meet in
 one of them with probability 0.93; two of which half do, with 6e-5."""
 NEIGHBOURS = 32
 """Hashes of one key that are compared with each other; of more, each with the next so many."""
@@ -60,11 +61,12 @@ def candidates(prints: Sequence[Fingerprint], seed: int = 0) -> Candidates:
     count = len(clip)
     both = hashes.reshape(-1)
     clip, time = np.tile(clip, 2), np.tile(time, 2)
+    bits = max(KEY_BITS, len(both).bit_length() + 3)
     rng = np.random.default_rng(seed)
     found: set[tuple[int, int]] = set()
     for _ in range(TABLES):
         key = np.zeros(len(both), np.uint64)
-        for place, bit in enumerate(rng.choice(BITS, KEY_BITS, replace=False)):
+        for place, bit in enumerate(rng.choice(BITS, bits, replace=False)):
             key |= (both >> np.uint64(bit) & np.uint64(1)) << np.uint64(place)
         order = np.argsort(key, kind="stable")
         sorted_key = key[order]

@@ -84,11 +84,15 @@ def test_large_buckets_are_not_compared_with_all() -> None:
     same = Fingerprint(one.hashes[:, :1], one.times[:1])
     found = candidates([same] * 1000)
     assert 900 < len(found) < 1000 * 70
+
+
+def test_what_meets_by_chance_grows_with_the_clips_and_not_with_their_square() -> None:
     rng = np.random.default_rng(0)
-    random = [
-        Fingerprint(rng.integers(0, 2**BITS, (2, 3), np.uint64), np.arange(3.0)) for _ in range(900)
-    ]
-    assert len(candidates(random)) < 900
+    hashes = rng.integers(0, 2**BITS, (16000, 2, 3), np.uint64)
+    random = [Fingerprint(own, np.arange(3.0)) for own in hashes]
+    assert len(candidates(random[:900])) < 900
+    some, many = (len(candidates(random[:n])) for n in (4000, 16000))
+    assert 0 < many < 8 * some  # 16 were the square
 
 
 def test_an_alignment_needs_enough_in_common() -> None:
