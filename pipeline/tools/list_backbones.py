@@ -14,7 +14,6 @@ from typing import Any, cast
 import timm
 import torch
 from rich.table import Table
-from timm.models import SwinTransformer
 from torch import nn
 
 from pipeline.infra.console import output, progress
@@ -22,6 +21,7 @@ from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.families import view_of
 from vidpipe.backbones.input_card import input_card
 from vidpipe.backbones.listing import list_backbones
+from vidpipe.backbones.swin import SWINS
 from vidpipe.backbones.zoo import architecture
 from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size, words
@@ -140,7 +140,7 @@ def describe(name: str) -> Row:
 
 def pooling(model: nn.Module) -> str:
     """What the feature of a picture is made of, in words."""
-    if isinstance(model, SwinTransformer):
+    if isinstance(model, SWINS):
         return "mean of patches"
     view = view_of(model)
     if view.attn_pool is not None:

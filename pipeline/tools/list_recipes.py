@@ -10,13 +10,13 @@ from typing import Any, cast
 
 import torch
 from rich.table import Table
-from timm.models import SwinTransformer
 from torch import nn
 
 from pipeline.infra.console import output
 from pipeline.infra.recipes import Dataset, Recipe, list_recipes, list_studies, load_recipe
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.input_card import completed
+from vidpipe.backbones.swin import SWINS
 from vidpipe.backbones.zoo import architecture
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.data.model_input import InputForm
@@ -112,7 +112,7 @@ def costs(
         return Costs(tunable, tunable - parameters(model.head), products, norms, step)
 
     whole = _image_model(backbone, size, None)
-    if every_block or isinstance(whole, SwinTransformer) or not _uniform(config):
+    if every_block or isinstance(whole, SWINS) or not _uniform(config):
         return measure(None)
     # Neither the first, below which nothing is trained, so that parts of its backward pass fall away,
     # nor the last, of which the class token alone is read.

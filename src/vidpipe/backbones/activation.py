@@ -6,10 +6,9 @@ from typing import Any, cast
 
 import timm.layers
 import torch
-from timm.models import SwinTransformer
 from torch import Tensor, nn
 
-from vidpipe.backbones.swin import blocks_of_stage, stages_of
+from vidpipe.backbones.swin import SWINS, blocks_of_stage, stages_of
 
 
 class QuickGELU(timm.layers.QuickGELU):
@@ -47,5 +46,5 @@ def keep_less(vit: nn.Module) -> None:
 
 def activation_of(vit: Any) -> str:
     """Of its MLPs, by timm's name in small letters, such as `quickgelu`."""
-    blocks = blocks_of_stage(stages_of(vit)[0]) if isinstance(vit, SwinTransformer) else vit.blocks
+    blocks = blocks_of_stage(stages_of(vit)[0]) if isinstance(vit, SWINS) else vit.blocks
     return type(cast(Any, blocks[0]).mlp.act).__name__.lower()

@@ -6,7 +6,17 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from timm.models import Beit, Eva, SwinTransformer, beit, eva, swin_transformer, vision_transformer
+from timm.models import (
+    Beit,
+    Eva,
+    SwinTransformer,
+    SwinTransformerV2,
+    beit,
+    eva,
+    swin_transformer,
+    swin_transformer_v2,
+    vision_transformer,
+)
 from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
@@ -104,6 +114,8 @@ def _resized(
     state = {name: tensor for name, tensor in state.items() if name not in positions}
     if isinstance(vit, SwinTransformer):
         fitted = swin_transformer.checkpoint_filter_fn(state, vit)
+    elif isinstance(vit, SwinTransformerV2):
+        fitted = swin_transformer_v2.checkpoint_filter_fn(state, vit)
     else:
         families = ((Beit, beit), (Eva, eva), (nn.Module, vision_transformer))
         family: Any = next(file for kind, file in families if isinstance(vit, kind))

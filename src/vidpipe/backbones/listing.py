@@ -21,6 +21,7 @@ TIMM_FILES = (
     "beit",
     "naflexvit",
     "swin_transformer",
+    "swin_transformer_v2",
 )
 """timm's modules of ViTs, Evas, BEiTs and Swins."""
 OTHER_FILES = {

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from timm.models import SwinTransformer, VisionTransformer
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from vidpipe.backbones.config import RANDOM, BackboneConfig
@@ -26,6 +26,7 @@ from vidpipe.backbones.listing import POOLINGS, nearest_tower
 from vidpipe.backbones.patches import refuse_dropped_pixels, set_size
 from vidpipe.backbones.pooling import set_pool
 from vidpipe.backbones.positions import read_grid
+from vidpipe.backbones.swin import SWINS
 from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size, size_of, words
 from vidpipe.weights import read_weights
@@ -94,7 +95,7 @@ def tower_refusal(tower: nn.Module) -> str | None:
     if isinstance(tower, TimmModel):
         if hasattr(tower.head, "pool"):
             return f"pools by {type(tower.head.pool).__name__} of its own"
-        return None if isinstance(tower.trunk, SwinTransformer) else refusal(tower.trunk)
+        return None if isinstance(tower.trunk, SWINS) else refusal(tower.trunk)
     if not isinstance(tower, zoo.VisionTransformer):
         return f"has a {type(tower).__name__} image tower, not a ViT"
     if tower.attn_pool is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from timm.models import SwinTransformer
 from torch import nn
 
+from vidpipe.backbones.swin import SWINS
 from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size, sides, size_of, words
 
@@ -41,7 +41,7 @@ def set_size(model: nn.Module, size: Size) -> None:
     """Make a timm model one for `size`. A Swin keeps its windows, as one that is built for that size has
     them; timm would scale them with the grid."""
     windows: dict[str, Any] = {}
-    if isinstance(model, SwinTransformer):
+    if isinstance(model, SWINS):
         windows = {"window_size": model._ref_window_sizes}
     cast(Any, model).set_input_size(img_size=sides(size), **windows)
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from timm.models import SwinTransformer
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.families import view_of
+from vidpipe.backbones.swin import SWINS
 from vidpipe.errors import VidpipeError
 
 
@@ -26,7 +26,7 @@ def set_pool(model: nn.Module, config: BackboneConfig) -> None:
     if config.pool == "zoo":
         return
     own = cast(Any, model)
-    if isinstance(model, SwinTransformer):
+    if isinstance(model, SWINS):
         if config.pool == "token":
             raise _refused(config, "a Swin has no class token; leave it out")
         return  # it has a mean of patches

@@ -13,7 +13,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
-from timm.models import SwinTransformer
+from timm.models import SwinTransformer, SwinTransformerV2
 from timm.models.swin_transformer import (
     SwinTransformerBlock,
     SwinTransformerStage,
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from vidpipe.backbones.block import BlockView
 from vidpipe.backbones.ops import to_space, to_time
 
+SWINS = (SwinTransformer, SwinTransformerV2)
 
-def stages_of(swin: SwinTransformer) -> list[SwinTransformerStage]:
+
+def stages_of(swin: SwinTransformer | SwinTransformerV2) -> list[SwinTransformerStage]:
     return [cast(SwinTransformerStage, stage) for stage in swin.layers]
 
 
@@ -71,24 +73,33 @@ class WindowView(BlockView):
         )[:, :height, :width]
         return x.roll(block.shift_size, (1, 2)) if any(block.shift_size) else x
 
+    def scale1(self, x: Tensor) -> Tensor:
+        return x
+
+    def scale2(self, x: Tensor) -> Tensor:
+        return x
+
+    def normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        return q, k
+
+    def window_bias(self) -> Tensor:
+        """Of the positions of a window's tokens, (1, heads, N, N)."""
+        return cast(Tensor, self.attn._get_rel_pos_bias())
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Window attention over projected q, k, v, each (B*T*windows, N, C), with position bias and
         mask, before the output projection."""
-        attn = self.attn
-        bias = attn._get_rel_pos_bias()  # (1, heads, N, N)
+        bias = self.window_bias()
         mask = cast(Tensor | None, cast(SwinTransformerBlock, self.module).attn_mask)
         if (
             mask is not None
         ):  # (windows, N, N): hides from each other what the shift brought together
             bias = bias + mask[:, None]
 
-        def heads(x: Tensor) -> Tensor:
-            # Every frame's windows get the same biases.
-            return self.heads(x).unflatten(0, (-1, bias.shape[0]))
-
-        out = F.scaled_dot_product_attention(
-            heads(q), heads(k), heads(v), attn_mask=bias.to(q.dtype), scale=self.scale
-        )
+        # Every frame's windows get the same biases.
+        parts = (*self.place(q, k), self.heads(v))
+        q, k, v = (x.unflatten(0, (-1, bias.shape[0])) for x in parts)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
         return out.flatten(0, 1).transpose(1, 2).flatten(2)
 
     def attention_in_windows(self, x: Tensor) -> Tensor:
@@ -102,7 +113,8 @@ class WindowView(BlockView):
         """
         grid = x.shape[1:3]
         x = to_time(x.flatten(1, 2), num_frames)
-        q, k, v = self.attn.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.project(x)
+        q, k, v = *self.place(q, k), self.heads(v)
         bias = table[time_distance(num_frames, table.device)].permute(2, 0, 1)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias[None].to(q.dtype), scale=self.scale

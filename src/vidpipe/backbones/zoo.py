@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.models import NaFlexVit, SwinTransformer
+from timm.models import NaFlexVit
 from torch import Tensor, nn
 
 from vidpipe.backbones.activation import activation_of
@@ -29,6 +29,8 @@ from vidpipe.backbones.naflex import plain_vit
 from vidpipe.backbones.patches import grid_of, refuse_dropped_pixels, set_size
 from vidpipe.backbones.pooling import set_pool
 from vidpipe.backbones.positions import read_grid
+from vidpipe.backbones.swin import SWINS
+from vidpipe.backbones.swin_v2 import swin_refusal
 from vidpipe.config.identity import deciding
 from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size, size_of, words
@@ -242,9 +244,8 @@ def _explained(name: str, img_size: Size) -> Iterator[None]:
 def supported(model: nn.Module, name: str, size: Size | None) -> nn.Module:
     """`model`, where it is of a kind that methods can adapt; a NaFlexViT as the plain ViT that it is at
     one size (None: its card's). Raises VidpipeError otherwise."""
-    if isinstance(model, SwinTransformer):
-        return model
-    if (reason := refusal(model)) is not None:
+    reason = swin_refusal(model) if isinstance(model, SWINS) else refusal(model)
+    if reason is not None:
         raise VidpipeError(f"backbone.name: {name} {reason}; {nearest_that_loads(name)}")
     if isinstance(model, NaFlexVit):
         return plain_vit(model, size or InputCard.of_model(model, name).size)

@@ -15,10 +15,10 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models import SwinTransformer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vidpipe.backbones.swin import SWINS
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 
@@ -118,7 +118,7 @@ def attention_maps(model: VideoModel, clip: Tensor, block: int = -1) -> Attentio
 
 def block_index(model: VideoModel, block: int) -> int:
     """`block` counted from the start. Raises VidpipeError for a Swin or a block that is not there."""
-    if isinstance(model.vit, SwinTransformer):
+    if isinstance(model.vit, SWINS):
         raise VidpipeError(
             f"explain: {model.name} is on a Swin, which attends within windows and has no class "
             "token; explanations need a ViT"

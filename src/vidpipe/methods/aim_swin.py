@@ -81,10 +81,10 @@ class AIMSwin(TubeletModel):
         adapters = cast(SwinBlockAdapters, self.adapters[index])
         if adapters.temporal is not None:
             table = self.temporal_bias[str(index)]
-            t = block.attention_in_time(block.norm1(x), num_frames, table)
+            t = block.scale1(block.attention_in_time(block.norm1(x), num_frames, table))
             x = adapters.temporal_drop_path(x, adapters.temporal(t))
         # The authors adapt before the windows are put back together: token by token, so the same.
-        x = x + adapters.spatial(block.attention_in_windows(block.norm1(x)))
+        x = x + adapters.spatial(block.scale1(block.attention_in_windows(block.norm1(x))))
         n = block.norm2(x)
-        x = x + block.mlp(n)
+        x = x + block.scale2(block.mlp(n))
         return cast(Tensor, adapters.mlp_drop_path(x, adapters.mlp(n), self.config.scale))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
-from timm.models import SwinTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +17,7 @@ from vidpipe.backbones.activation import keep_less
 from vidpipe.backbones.block import BlockView
 from vidpipe.backbones.families import view_of
 from vidpipe.backbones.ops import fold_frames
+from vidpipe.backbones.swin import SWINS
 from vidpipe.backbones.view import ImageView
 from vidpipe.backbones.zoo import Backbone
 from vidpipe.data.model_input import InputForm, middle_view, to_input
@@ -73,7 +73,7 @@ class VideoModel(nn.Module):
     ) -> None:
         super().__init__()
         self.vit = vit.requires_grad_(False)
-        if not isinstance(vit, SwinTransformer):  # a Swin has GELU
+        if not isinstance(vit, SWINS):  # a Swin has GELU
             keep_less(vit)
             self.view = view_of(vit)
         self.num_frames = num_frames

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from timm.models import SwinTransformer
 from torch import nn
 
+from vidpipe.backbones.swin import SWINS
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.aim import AIM
 from vidpipe.methods.aim_swin import AIMSwin
@@ -55,7 +55,7 @@ def build_method(
 
     Raises VidpipeError for a Swin that the method has no form for.
     """
-    if isinstance(vit, SwinTransformer):
+    if isinstance(vit, SWINS):
         if name not in SWIN_METHODS:
             forms = ", ".join(SWIN_METHODS)
             raise VidpipeError(f"method {name} has no Swin form; Swin forms: {forms}")

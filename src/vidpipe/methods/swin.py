@@ -20,6 +20,7 @@ from vidpipe.backbones.swin import (
     stages_of,
     with_tubelets,
 )
+from vidpipe.backbones.swin_v2 import window_view
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import MethodConfig, VideoModel
 from vidpipe.methods.config import LinearProbeConfig
@@ -38,7 +39,7 @@ class SwinModel(VideoModel):
             raise VidpipeError("a Swin must be for one image size: leave strict_img_size on")
         # By name: a Swin form may also inherit from its ViT form, whose init is for ViTs.
         VideoModel.__init__(self, swin, num_classes, num_frames, config)
-        self.windows = [WindowView(b) for s in stages_of(self.swin) for b in blocks_of_stage(s)]
+        self.windows = [window_view(b) for s in stages_of(self.swin) for b in blocks_of_stage(s)]
 
     @property
     def swin(self) -> SwinTransformer:

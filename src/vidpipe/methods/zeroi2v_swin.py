@@ -39,6 +39,9 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
         TubeletModel.__init__(self, swin, num_classes, num_frames, config)
         if config.activation != "none" and config.adapters:
             self.not_mergeable = "its adapters have a GELU"
+        if not config.adapters:  # as in `ZeroI2V`: a Swin V2 has no bias of k to fold into
+            for block in self.blocks:
+                block.open_biases()
         self.stage_offsets = self._stage_offsets(config)
         self.adapters = nn.ModuleList(
             nn.ModuleDict({name: _adapter(block.width, config) for name in config.adapters})
@@ -77,9 +80,9 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
             return moved.view(tokens.shape).flatten(0, 1)
 
         out = self._adapt(index, "attn_out", block.out(block.attend(q, shift(k), shift(v))))
-        x = x + block.from_windows(out, (x.shape[1], x.shape[2]))
+        x = x + block.scale1(block.from_windows(out, (x.shape[1], x.shape[2])))
         hidden = block.mlp(self._adapt(index, "mlp_in", block.norm2(x)))
-        return x + self._adapt(index, "mlp_out", hidden)
+        return x + block.scale2(self._adapt(index, "mlp_out", hidden))
 
 
 def _adapter(width: int, config: ZeroI2VConfig) -> LinearAdapter:

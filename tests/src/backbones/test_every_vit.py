@@ -26,7 +26,7 @@ from vidpipe.methods.registry import METHODS, build_method
 PLAIN = [file for file in TIMM_FILES if "swin" not in file]
 NAMES = sorted(name for file in PLAIN for name in timm.list_models(module=file))
 CLASSES = {"VisionTransformer", "VisionTransformerDistilled", "Eva", "Beit", "NaFlexVit"}
-CLASSES |= {"SwinTransformer"}
+CLASSES |= {"SwinTransformer", "SwinTransformerV2"}
 T = 2
 POOLINGS = [
     {},
