@@ -75,10 +75,12 @@ def run(pattern: str, as_json: bool) -> None:
     for verdict in found:
         by_kind[verdict.kind].append(verdict)
     table = Table(pad_edge=False)
-    for title in ("class or file of timm", "load", "refused", "worst error", "of"):
-        words = title in ("class or file of timm", "of")
+    for title in ("class of timm", "load", "refused", "worst error", "of"):
+        words = title in ("class of timm", "of")
         table.add_column(title, justify="left" if words else "right")
     for kind, own in sorted(by_kind.items(), key=lambda item: (-_loading(item[1]), item[0])):
+        if not _loading(own):
+            continue  # the reasons below name it
         worst = max(
             (v for v in own if v.error is not None), key=lambda v: v.error or 0, default=None
         )
@@ -152,7 +154,9 @@ def feature_error(name: str) -> float:
     patch = re.search(r"patch(\d+)", name)
     size = 128 if "swin" in name else 4 * int(patch[1] if patch else 16)
     generator = torch.Generator().manual_seed(0)
-    zoos: Any = reduced(name, img_size=size).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        zoos: Any = reduced(name, img_size=size).eval()
     for parameter in zoos.parameters():  # what starts at zero would be read by no one
         parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
     ours = supported(reduced(name, img_size=size, **one_size(name)), name, size)
