@@ -7,6 +7,7 @@ and `tests/helpers/families.py`.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
@@ -168,13 +169,13 @@ ALWAYS = ("st_adapter", "aim", "zeroi2v", "lora")
 
 
 def taking_turns() -> list[Case]:
-    """Each family with four methods, whose options go round, and every third of the others."""
+    """Each family with four methods, whose options go round, and every fourth of the others."""
     by_method = {name: [own for n, own in MATRIX if n == name] for name in METHODS}
     return [
         (family, name, options[turn % len(options)])
         for turn, family in enumerate(FAMILIES)
         for place, (name, options) in enumerate(by_method.items())
-        if name in ALWAYS or (turn + place) % 3 == 0
+        if name in ALWAYS or (turn + place) % 4 == 0
     ]
 
 
@@ -190,3 +191,22 @@ def test_every_promise_on_every_family(case: Case) -> None:
 def test_the_whole_product(family: str, method: tuple[str, dict]) -> None:
     for promise in PROMISES:
         promise((family, *method))
+
+
+AFTER = ("vit.norm.", "vit.fc_norm.", "vit.attn_pool.", "head.")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rate_and_decay_know_every_parameter(family: str) -> None:
+    """What stands before the blocks has the lowest rate; positions, tokens and vectors no decay."""
+    model = build((family, "full_finetune", {"layer_decay": 0.5}))
+    spared = ("pos_embed", "cls_token", "reg_token", "rope.freqs")
+    for name, parameter in model.named_parameters():
+        own = re.match(r"vit\.blocks\.(\d+)\.", name)
+        expected = int(own[1]) if own else None if name.startswith(AFTER) else -1
+        assert model.block_of(name) == expected, name
+        depth = DEPTH if expected is None else expected
+        assert model.lr_scale(name) == 0.5 ** (DEPTH - depth), name
+        kept = parameter.ndim == 1 or any(part in name for part in spared)
+        if "relative_position" not in name:  # timm's own list says
+            assert model.decays(name, parameter) != kept, name
