@@ -183,3 +183,16 @@ def test_grids_that_are_not_square(
         assert torch.equal(tensor, state[name]), name
     with pytest.raises(VidpipeError, match="biases of patches, which are none of 9 x 9 patches"):
         fit_state(of(after), beit.state_dict(), "beit.safetensors", (9, 9))
+
+
+def test_a_bias_of_k_leaves_those_of_q_and_v() -> None:
+    block = BeitView(tiny_beit()).blocks[0]
+    q, v = block.affine("q")[1], block.affine("v")[1]
+    assert q is not None
+    assert v is not None
+    bias = torch.randn(48)
+    block.overwrite("k", block.affine("k")[0], bias)
+    for part, expected in (("q", q), ("k", bias), ("v", v)):
+        found = block.affine(part)[1]  # type: ignore[arg-type]
+        assert found is not None
+        assert torch.equal(found, expected), part
