@@ -200,8 +200,8 @@ def _plain_vit(backbone: Backbone) -> VisionTransformer:
     if not isinstance(backbone.vit, VisionTransformer):
         raise ArgumentError(
             "backbone",
-            f" {backbone.config.name}: not a plain ViT; a Swin checkpoint loads through "
-            "vidpipe.interop.build_from_reference",
+            f" {backbone.config.name}: not a plain ViT, and the authors' checkpoints are of plain ViTs; "
+            "AIM's on Swin loads through vidpipe.interop.build_from_reference",
         )
     return backbone.vit
 

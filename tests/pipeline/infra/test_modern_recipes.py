@@ -59,8 +59,11 @@ def test_it_is_the_papers_recipe_on_another_backbone(name: str) -> None:
     assert paper.expects is not None
     assert recipe.ours.dataset == paper.expects.dataset
     assert recipe.methods == [method] == paper.methods
+    resized = {**paper.overlay["transform"], "interpolation": "card"}
     rest = {k: v for k, v in recipe.overlay.items() if k != "backbone"}
-    assert rest == {k: v for k, v in paper.overlay.items() if k != "backbone"}
+    assert rest == {
+        k: v for k, v in {**paper.overlay, "transform": resized}.items() if k != "backbone"
+    }
     assert params.backbone.pool == ("token" if "dinov3" in backbone else "zoo")
     assert params.backbone.hub_tag
     assert f"{params.sampling.num_frames} frames" in recipe.title
