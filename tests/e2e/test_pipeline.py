@@ -55,7 +55,7 @@ def test_every_stage_leaves_its_files_and_a_clean_tree(project: Path, run: Run) 
     predictions = project / "models" / "zeroi2v" / "evaluation" / "predictions.parquet"
     frame = pd.read_parquet(predictions)
     np.testing.assert_allclose([sum(p) for p in frame.probabilities], 1, atol=1e-5)
-    assert run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    assert run("dvc", "status", "dvc.yaml").stdout.strip() == "Data and pipelines are up to date."
     assert run("git", "status", "--porcelain").stdout == ""
 
 
@@ -164,7 +164,10 @@ def test_a_teammate_pulls_store_and_models_without_computing(
     run_in(tmp_path, "git", "clone", "-q", str(project), str(clone))
     run_in(clone, "dvc", "remote", "add", "--local", "-d", "team", str(tmp_path / "remote"))
     run_in(clone, "dvc", "pull", "-q")
-    assert run_in(clone, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    assert (
+        run_in(clone, "dvc", "status", "dvc.yaml").stdout.strip()
+        == "Data and pipelines are up to date."
+    )
     assert ran(run_in(clone, "dvc", "repro").stdout) == set()
     for name in ("data/store/shard-00000.bin", "models/zeroi2v/package/model.safetensors"):
         assert (clone / name).read_bytes() == (project / name).read_bytes()

@@ -144,7 +144,7 @@ def test_a_value_that_is_wrong_among_good_ones_is_only_said() -> None:
     assert "odd" in warnings[0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"zero_shot"}))
 def test_every_method_has_a_space_of_possible_values(method: str) -> None:
     texts = default_space(method)
     assert any(text.startswith(f"methods.{method}.lr=") for text in texts)

@@ -183,7 +183,7 @@ def test_a_frozen_weight_with_a_gradient_is_an_error() -> None:
         trainer(model).run()
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"zero_shot"}))
 def test_no_frozen_weight_has_a_gradient_or_changes(name: str) -> None:
     options = {"num_layers": 2} if name == "evl" else {}
     model = make(name, **options)

@@ -14,7 +14,7 @@ from moving_clips import Moving
 from trainings import make
 
 import vidpipe
-from vidpipe.config.identity import config_hash
+from vidpipe.config.identity import config_hash, deciding
 from vidpipe.methods.config import CONFIGS
 from vidpipe.training.metrics import EpochMetrics, StepInfo
 from vidpipe.training.optim import make_optimizer
@@ -138,4 +138,4 @@ def test_a_given_rate_has_the_identity_that_it_had() -> None:
 
 
 def _without(config: Any) -> dict[str, Any]:
-    return {k: v for k, v in config.model_dump(mode="json").items() if not k.startswith("base_")}
+    return {k: v for k, v in deciding(config).items() if not k.startswith("base_")}

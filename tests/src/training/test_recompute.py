@@ -17,7 +17,7 @@ from vidpipe.profile import memory, saved_by_block
 from vidpipe.training.recompute import choose_recomputed
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"zero_shot"}))
 def test_recomputed_blocks_give_the_same_gradients(name: str) -> None:
     options = {"num_layers": 2} if name == "evl" else {}
     plain, again = make(name, **options), make(name, **options)
