@@ -62,7 +62,7 @@ class BeitView(ImageView):
 
     def embed(self, frames: Tensor) -> Tensor:
         x = self.vit.patch_embed(frames)
-        x = torch.cat([self.vit.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.vit.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         return x if self.vit.pos_embed is None else x + self.vit.pos_embed
 
     def norm_pre(self, x: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ PROGRAMS = [
     for method in ("zeroi2v", "aim")
     for form in ("torch_export", "onnx")
 ]
-QUICK = ("pe_core aim torch_export",)
+QUICK = ("pe_core aim torch_export", "beit zeroi2v torch_export")
 
 
 @pytest.mark.parametrize(
