@@ -15,9 +15,9 @@ from timm.models import Beit
 from timm.models.beit import Attention, Block
 from torch import Tensor, nn
 
-from vidpipe.backbones.block import BlockView, attention_refusal, mlp_refusal
+from vidpipe.backbones.block import BlockView
 from vidpipe.backbones.joint_bias import JointBiasView, scaled
-from vidpipe.backbones.view import ImageView, replaced, unpooled
+from vidpipe.backbones.view import ImageView, blocks_refusal, replaced, unpooled
 
 
 class BeitBlockView(JointBiasView):
@@ -74,15 +74,4 @@ class BeitView(ImageView):
 
 def beit_refusal(model: Beit) -> str | None:
     """Why methods cannot promise the features of a `Beit`; None: they can."""
-    reasons = (_block_refusal(block, model.embed_dim) for block in model.blocks)
-    found = replaced(model, Beit) or unpooled(model)
-    return found or next((reason for reason in reasons if reason), None)
-
-
-def _block_refusal(block: nn.Module, width: int) -> str | None:
-    if type(block) is not Block:
-        return f"has {type(block).__name__} blocks, which no method can adapt yet"
-    attn = cast(Any, block.attn)
-    if type(attn) is not Attention:
-        return f"has {type(attn).__name__}, which no method can adapt yet"
-    return attention_refusal(attn, width) or mlp_refusal(block.mlp)
+    return replaced(model, Beit) or unpooled(model) or blocks_refusal(model, (Block,), (Attention,))

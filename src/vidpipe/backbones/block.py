@@ -229,21 +229,32 @@ def overwrite_linear(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> N
         layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=False)
 
 
-def block_refusal(block: nn.Module, width: int) -> str | None:
-    """Why methods cannot adapt a block of a plain ViT, a phrase after the model's name; None: they
-    can."""
-    if type(block) is not Block:
+Kinds = tuple[type[nn.Module], ...]
+
+
+def block_refusal(
+    block: nn.Module, width: int, blocks: Kinds = (Block,), attentions: Kinds = (Attention,)
+) -> str | None:
+    """Why methods cannot adapt a block, a phrase after the model's name; None: they can.
+
+    Args:
+        width: of the model's tokens.
+        blocks, attentions: the classes that the family's view knows; of a plain ViT by default.
+    """
+    if type(block) not in blocks:
         return f"has {type(block).__name__} blocks, which no method can adapt yet"
     attn = cast(Any, block.attn)
-    if type(attn) is not Attention:
+    if type(attn) not in attentions:
         return f"has {type(attn).__name__}, which no method can adapt yet"
-    return attention_refusal(attn, width) or mlp_refusal(block.mlp)
+    return attention_refusal(attn, width) or mlp_refusal(cast(nn.Module, block.mlp))
 
 
 def attention_refusal(attn: nn.Module, width: int) -> str | None:
     own = cast(Any, attn)
     if getattr(own, "gate", None) is not None:
         return "has gated attention, which no method can adapt yet"
+    if getattr(own, "num_kv_groups", 1) > 1:
+        return "has grouped-query attention: fewer keys and values than heads to shift or fold"
     channels = own.proj.in_features
     if channels != width:
         return f"has heads of {channels} channels in all, not of its width {width}"

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from vidpipe.backbones.block import (
     BlockView,
     Part,
-    attention_refusal,
-    mlp_refusal,
     overwrite_linear,
 )
 from vidpipe.backbones.joint_bias import JointBiasView, scaled
-from vidpipe.backbones.view import ImageView, replaced, unpooled
+from vidpipe.backbones.view import ImageView, blocks_refusal, replaced, unpooled
 from vidpipe.errors import VidpipeError
 
 
@@ -118,17 +116,8 @@ def _rotated(x: Tensor, rope: Tensor, first: int, half: bool) -> Tensor:
 
 def eva_refusal(model: Eva) -> str | None:
     """Why methods cannot promise the features of an `Eva`; None: they can."""
-    reasons = (_block_refusal(block, model.embed_dim) for block in model.blocks)
-    found = replaced(model, Eva) or unpooled(model)
-    return found or next((reason for reason in reasons if reason), None)
-
-
-def _block_refusal(block: nn.Module, width: int) -> str | None:
-    if type(block) is not EvaBlock:
-        return f"has {type(block).__name__} blocks, whose norms follow attention and MLP"
-    attn = cast(Any, block.attn)
-    if type(attn) not in (EvaAttention, AttentionRope):
-        return f"has {type(attn).__name__}, which no method can adapt yet"
-    if getattr(attn, "num_kv_groups", 1) > 1:
-        return "has grouped-query attention: fewer keys and values than heads to shift or fold"
-    return attention_refusal(attn, width) or mlp_refusal(block.mlp)
+    return (
+        replaced(model, Eva)
+        or unpooled(model)
+        or blocks_refusal(model, (EvaBlock,), (EvaAttention, AttentionRope))
+    )

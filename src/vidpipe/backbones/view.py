@@ -14,7 +14,7 @@ from timm.models import VisionTransformer
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
-from vidpipe.backbones.block import BlockView, block_refusal
+from vidpipe.backbones.block import BlockView, Kinds, block_refusal
 
 FORWARD = ("forward_features", "forward_head", "pool", "_pos_embed")
 """What a subclass of timm's model must not replace: methods run these pieces one by one."""
@@ -133,8 +133,8 @@ def unpooled(model: nn.Module) -> str | None:
     return None
 
 
-def blocks_refusal(model: nn.Module) -> str | None:
-    """Why methods cannot adapt a model of plain blocks; None: they can."""
+def blocks_refusal(model: nn.Module, *known: Kinds) -> str | None:
+    """Why methods cannot adapt a model's blocks; None: they can. `known` as in `block_refusal`."""
     own = cast(Any, model)
-    reasons = (block_refusal(block, own.embed_dim) for block in own.blocks)
+    reasons = (block_refusal(block, own.embed_dim, *known) for block in own.blocks)
     return next((reason for reason in reasons if reason), None)
