@@ -157,12 +157,14 @@ class CellRunner:
             trained, result = self._published(cell), Result("finished")
             if trained is None:
                 setup = TrainingSetup.build(cell.params, cell.method, self.workspace, store=store)
-                checkpoints = self.workspace.checkpoints(cell.params, run.name)
-                trainer = setup.trainer(
-                    self.device, checkpoints=checkpoints, stop=self.stop, val_set=None
-                )
-                trainer.run()
-                trained, result = setup.trained, _result("finished", trainer)
+                trained = setup.trained
+                if trained.model.trained_names:  # else the method is a baseline that only gets tested
+                    checkpoints = self.workspace.checkpoints(cell.params, run.name)
+                    trainer = setup.trainer(
+                        self.device, checkpoints=checkpoints, stop=self.stop, val_set=None
+                    )
+                    trainer.run()
+                    result = _result("finished", trainer)
             started = time.perf_counter()
             predictions = self._test(cell, trained, store)
             seconds = time.perf_counter() - started

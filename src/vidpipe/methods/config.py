@@ -79,6 +79,7 @@ class MethodConfig(Section):
 
 class LinearProbeConfig(MethodConfig):
     space: ClassVar = {"lr": "loguniform(1e-3,1e-1)"}
+    base_lr: BaseRate = Field(1e-2, gt=0)  # a head alone takes far more than what adapters take
 
 
 class ZeroShotConfig(MethodConfig):

@@ -124,3 +124,27 @@ def test_a_text_head_on_a_backbone_without_texts_is_one_line(in_folder: Path) ->
     message = refused("train", "--method", "aim", *text)
     assert message.startswith("methods.aim.head_init: text needs a text tower, and ")
     assert not (in_folder / "models").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_zero_shot_is_a_row_of_a_study_that_is_only_tested(
+    clip_model: Any, in_folder: Path
+) -> None:
+    raw = read_yaml(in_folder / "params.yaml")
+    raw["study"] = {"methods": ["zero_shot", "linear_probe"], "folds": 2, "trials": 2}
+    raw["study"] |= {"reference": "zero_shot", "inner_fraction": 0.4}
+    (in_folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    run("study")
+    cells = pd.read_parquet(in_folder / "results/studies/default/cells.parquet")
+    assert cells[cells.state == "failed"].empty
+    kinds = cells.groupby(["method", "kind"]).size().to_dict()
+    assert kinds == {
+        ("zero_shot", "final"): 2,
+        ("linear_probe", "final"): 2,
+        ("linear_probe", "trial"): 4,
+    }
+    assert (cells[cells.method == "zero_shot"].epochs == 0).all()
+    accuracy = pd.read_csv(in_folder / "results/studies/default/accuracy.csv").set_index("method")
+    assert accuracy.tunable_m["zero_shot"] == 0
+    assert accuracy.training_gflops["zero_shot"] == 0
+    assert accuracy.top1.notna().all()
