@@ -1,0 +1,1 @@
+"""What a model is asked: which actions, when, and of whom."""
