@@ -133,11 +133,16 @@ class VideoModel(nn.Module):
     # -- what is common ---------------------------------------------------------------------
 
     def forward(self, video: Tensor) -> Tensor:
+        return self.classify(self.tokens(video), video.shape[2])
+
+    def tokens(self, video: Tensor) -> Tensor:
+        """(B, 3, T, H, W) clips -> (B*T, N, D) behind the last block, before the final norm: those that
+        `tokens_needed` says, all with `every_token`."""
         num_frames = video.shape[2]
         x = self.embed(fold_frames(video), num_frames)
         for index, block in enumerate(self.blocks):
             x = self.run_block(index, block, x, num_frames)
-        return self.classify(x, num_frames)
+        return x
 
     @property
     def img_size(self) -> Size:

@@ -86,6 +86,11 @@ def read_boxes(path: str | Path, *, proposals: bool = False) -> Boxes:
     """
     path = Path(path)
     least = 6 if proposals else 7
+    if path.suffix.lower() in (".pkl", ".pickle"):
+        raise fail(
+            f"{path}: a pickle, which can run any program when it is read; write its rows as a CSV "
+            "of video, second, x1, y1, x2, y2, score"
+        )
     table = _rows(path, least, least + 1)
     actions = np.zeros(len(table)) if proposals else table[6].to_numpy()
     _refuse_rows(path, table, (actions % 1 != 0) | (actions < 0), 6, "an action id, a whole number")
@@ -133,8 +138,9 @@ def _rows(path: Path, least: int, most: int) -> pd.DataFrame:
     _refuse_rows(path, table, table[most].notna().to_numpy(), most, f"at most {most} columns")
     for column in columns[1:most]:
         numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
-        given = table[column].notna() if column >= least else np.True_
-        wrong = (~np.isfinite(numbers) & given).to_numpy()
+        wrong = ~np.isfinite(numbers.to_numpy())
+        if column >= least:  # may be absent
+            wrong &= table[column].notna().to_numpy()
         _refuse_rows(path, table, wrong, column, f"a number, in {least} to {most} columns")
         table[column] = numbers
     seconds = table[1].to_numpy()

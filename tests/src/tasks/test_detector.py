@@ -1,0 +1,157 @@
+"""Detection heads on every method, and samples whose boxes follow the pixels."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import randomise, tiny_vit
+
+from vidpipe.errors import VidpipeError
+from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.tasks.detection.detector import Detector
+from vidpipe.tasks.detection.samples import BoxTransform, frames_around, ground_truth, proposals
+
+WITH_BOXES = ["linear_probe", "st_adapter", "aim", "zeroi2v", "lora", "full_finetune"]
+NAMES = {1: "stand", 3: "run"}
+BOXES = torch.tensor([[0, 0, 0, 0.5, 1], [0, 0.5, 0, 1, 1], [1, 0.1, 0.2, 0.7, 0.9]])
+
+
+def detector(method: str, **vit: object) -> Detector:
+    torch.manual_seed(0)
+    model = build_method(method, tiny_vit(**vit), 5, 4, METHODS[method].Config())
+    randomise(model)
+    return Detector(model.eval()).eval()
+
+
+@pytest.mark.parametrize("method", WITH_BOXES)
+@torch.no_grad()
+def test_a_box_sees_its_own_place(method):
+    """On a picture that is not square; a probe's other box does not see what is changed elsewhere."""
+    own, video = detector(method, img_size=(32, 64)), torch.randn(2, 3, 4, 32, 64)
+    before = own(video, BOXES)
+    assert before.shape == (3, 5)
+    assert len(before.unique(dim=0)) == 3
+    order = torch.tensor([2, 0, 1])
+    assert torch.allclose(own(video, BOXES[order]), before[order], atol=1e-5)
+    video[1] += torch.randn(3, 4, 32, 64)
+    after = own(video, BOXES)
+    assert torch.allclose(after[:2], before[:2], atol=1e-5)
+    assert not torch.allclose(after[2], before[2], atol=1e-3)
+
+
+@torch.no_grad()
+def test_feature_map_lies_as_the_picture():
+    """Without blocks, a patch changes its own cell only: rows and columns are not swapped."""
+    own, video = detector("linear_probe", depth=0, img_size=(32, 64)), torch.randn(1, 3, 4, 32, 64)
+    before = own.feature_map(video)
+    assert before.shape == (1, 48, 4, 8)
+    video[..., 8:16, 40:48] += 1
+    changed = (own.feature_map(video) - before).abs().sum(1)[0] > 1e-4
+    assert changed.nonzero().tolist() == [[1, 5]]
+
+
+@torch.no_grad()
+def test_merged_equals_unmerged():
+    own, video = detector("zeroi2v"), torch.randn(2, 3, 4, 32, 32)
+    assert torch.allclose(own.merge().eval()(video, BOXES), own(video, BOXES), atol=1e-4)
+
+
+def test_gradients_reach_the_adapters():
+    own = detector("st_adapter").train()
+    own(torch.randn(2, 3, 4, 32, 32), BOXES).sum().backward()
+    got = {name for name, p in own.model.named_parameters() if p.grad is not None}
+    assert own.model.trained_names - got <= {"vit.norm.weight", "vit.norm.bias"}
+    assert "head.weight" in got
+
+
+@torch.no_grad()
+def test_program_with_boxes():
+    own, video = detector("zeroi2v"), torch.randn(2, 3, 4, 32, 32)
+    shapes = {"video": None, "boxes": {0: torch.export.Dim("boxes", min=1, max=64)}}
+    program = torch.export.export(own, (video, BOXES), dynamic_shapes=shapes).module()
+    for boxes in (BOXES, BOXES[:2]):
+        assert torch.allclose(program(video, boxes), own(video, boxes), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["evl", "attentional_pooling", "zero_shot"])
+def test_methods_of_whole_clips_are_refused(method):
+    with pytest.raises(VidpipeError, match=f"task detection: {method}"):
+        detector(method, depth=4)
+
+
+def test_ground_truth_is_multi_hot(tmp_path):
+    path = tmp_path / "gt.csv"
+    path.write_text(
+        "a,1,.1,.1,.5,.9,1,0\na,1,.6,.1,.9,.9,3,1\na,1,.1,.1,.5,.9,3,0\nb,2,0,0,1,1,1,0\n"
+    )
+    first, second = ground_truth(path, NAMES)
+    assert (first.video, first.second, second.video, second.second) == ("a", 1, "b", 2)
+    assert first.targets.tolist() == [[1, 1], [0, 1]]
+    assert first.boxes[1].tolist() == pytest.approx([0.6, 0.1, 0.9, 0.9])
+    (tmp_path / "ex.csv").write_text("a,1\n")
+    assert [k.video for k in ground_truth(path, NAMES, tmp_path / "ex.csv")] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a,1,.5,.1,.2,.9,1", r"row 1 \(a, second 1\): box 0.5, .*x1 < x2"),
+        ("a,1,.5,.1,1.2,.9,1", "fractions of the frame"),
+        ("a,1,.1,.1,.5,.9,2", "action 2; expected an id of the label map"),
+    ],
+)
+def test_bad_rows(tmp_path, row, message):
+    (tmp_path / "gt.csv").write_text(row + "\n")
+    with pytest.raises(VidpipeError, match=message):
+        ground_truth(tmp_path / "gt.csv", NAMES)
+
+
+def test_proposals(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("a,1,.4,.4,.6,.6,.9\na,1,0,0,.1,.1,.5\n")
+    (frame,) = proposals(path, ["a"], threshold=0.8, enlarge=0.5)
+    assert frame.boxes.flatten().tolist() == pytest.approx([0.35, 0.35, 0.65, 0.65])
+    with pytest.raises(VidpipeError, match="no such video"):
+        proposals(path, ["b"])
+    with pytest.raises(VidpipeError, match="a pickle"):
+        proposals(tmp_path / "dense_proposals.pkl", ["a"])
+
+
+def test_frames_around_a_second():
+    assert frames_around(2, 10, 50, 4, 3).tolist() == [14, 17, 20, 23]
+    assert frames_around(0, 10, 50, 4, 3).tolist() == [0, 0, 0, 3]
+    assert frames_around(902, 10, 50, 4, 10, start=900).tolist() == [0, 10, 20, 30]
+    assert frames_around(5, 10, 50, 4, 3).tolist() == [44, 47, 49, 49]
+    with pytest.raises(VidpipeError, match="the video has 0 to 5"):
+        frames_around(6, 10, 50, 4, 3)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_boxes_follow_the_pixels(seed):
+    """A bright rectangle lies in its box after jitter, crop and flip."""
+    frames = torch.zeros(2, 3, 80, 160, dtype=torch.uint8)
+    frames[..., 20:60, 48:96] = 255
+    torch.manual_seed(seed)
+    video, boxes, kept = BoxTransform((40, 60), scale=(0.6, 1.0))(
+        frames, torch.tensor([[0.3, 0.25, 0.6, 0.75], [0.0, 0.0, 0.01, 0.01]])
+    )
+    assert video.shape == (2, 3, 40, 60)
+    rows, columns = np.nonzero(video[0, 0].numpy() > 127)
+    if 0 not in kept:
+        assert len(rows) < 0.4 * 40 * 60
+        return
+    found = columns.min() / 60, rows.min() / 40, (columns.max() + 1) / 60, (rows.max() + 1) / 40
+    assert boxes[kept.tolist().index(0)].tolist() == pytest.approx(found, abs=0.04)
+
+
+@torch.no_grad()
+def test_onnx_with_boxes(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    own, video = detector("st_adapter"), torch.randn(1, 3, 4, 32, 32)
+    file, boxes = tmp_path / "detector.onnx", BOXES[:2]
+    shapes = {"video": None, "boxes": {0: torch.export.Dim("boxes", min=1, max=64)}}
+    torch.onnx.export(own, (video, boxes), file, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    for asked in (boxes, boxes[:1], BOXES[:2].flip(0)):
+        (found,) = session.run(None, dict(zip(names, (video.numpy(), asked.numpy()), strict=True)))
+        assert np.allclose(found, own(video, asked).numpy(), atol=1e-4)
