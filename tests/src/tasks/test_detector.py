@@ -155,3 +155,14 @@ def test_onnx_with_boxes(tmp_path):
     for asked in (boxes, boxes[:1], BOXES[:2].flip(0)):
         (found,) = session.run(None, dict(zip(names, (video.numpy(), asked.numpy()), strict=True)))
         assert np.allclose(found, own(video, asked).numpy(), atol=1e-4)
+
+
+@torch.no_grad()
+def test_boxes_are_fractions_of_width_and_height():
+    """What lies in one box changes that box only, on a picture twice as wide as high."""
+    own, video = detector("linear_probe", depth=0, img_size=(32, 64)), torch.randn(1, 3, 4, 32, 64)
+    boxes = torch.tensor([[0, 0.55, 0.05, 0.95, 0.45], [0, 0.05, 0.55, 0.45, 0.95]])
+    before = own(video, boxes)
+    video[..., 8:16, 40:56] += 3
+    changed = (own(video, boxes) - before).abs().amax(1) > 1e-3
+    assert changed.tolist() == [True, False]
