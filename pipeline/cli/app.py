@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from pipeline.cli.configuration import backbones, methods, params, profile, recipes
-from pipeline.cli.data import check, show, stats
+from pipeline.cli.data import check, convert_proposals, show, stats
 from pipeline.cli.options import with_options
 from pipeline.cli.stages import evaluate, export, extract, report, run, synth, train
 from pipeline.cli.study import study
@@ -73,7 +73,15 @@ _add(app, BEFORE, "Before a training")
 _add(app, AFTER, "With trained models")
 _add(app, WEIGHTS, "Weights of others")
 data_group = _group("Look at the extracted data.")
-_add(data_group, {"stats": stats, "show": show, "check": check})
+_add(
+    data_group,
+    {
+        "stats": stats,
+        "show": show,
+        "check": check,
+        "convert-proposals": convert_proposals,
+    },
+)
 app.add_typer(data_group, name="data", rich_help_panel="Before a training")
 
 

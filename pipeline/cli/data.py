@@ -84,3 +84,13 @@ def check(
         found = tool.check(params, place, params.data.store or place.store, similarity, json)
     if strict and found:
         raise typer.Exit(1)
+
+
+def convert_proposals(
+    source: Annotated[Path, typer.Argument(help="A pickle of proposals, as MMAction2 has them.")],
+    target: Annotated[Path, typer.Argument(help="The CSV to write.")],
+) -> None:
+    """Turn pickled person boxes (MMAction2's) into a CSV; nothing in the pickle is executed."""
+    from vidpipe.tasks.detection.proposal_pickle import convert_proposals
+
+    typer.echo(f"{convert_proposals(source, target)} boxes written to {target}")

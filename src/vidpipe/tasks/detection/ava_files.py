@@ -88,8 +88,8 @@ def read_boxes(path: str | Path, *, proposals: bool = False) -> Boxes:
     least = 6 if proposals else 7
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise fail(
-            f"{path}: a pickle, which can run any program when it is read; write its rows as a CSV "
-            "of video, second, x1, y1, x2, y2, score"
+            f"{path}: a pickle, which can run any program when it is read; turn it into a CSV: "
+            "vidpipe data convert-proposals"
         )
     table = _rows(path, least, least + 1)
     actions = np.zeros(len(table)) if proposals else table[6].to_numpy()
