@@ -60,6 +60,13 @@ class BeitView(ImageView):
     def _blocks(self) -> list[BlockView]:
         return [BeitBlockView(block, self.vit) for block in self.vit.blocks]
 
+    @property
+    def whole_grid(self) -> str | None:
+        own = any(b.attn.relative_position_bias_table is not None for b in self.vit.blocks)
+        if own or self.vit.rel_pos_bias is not None:
+            return "its attention has a bias for each pair of patches"
+        return None
+
     def embed(self, frames: Tensor) -> Tensor:
         x = self.vit.patch_embed(frames)
         x = torch.cat([self.vit.cls_token.expand(x.shape[0], -1, -1), x], dim=1)

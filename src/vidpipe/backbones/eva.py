@@ -52,6 +52,11 @@ class EvaBlockView(JointBiasView):
         rope = self.view.rope(self.index)
         if rope is None:
             return q, k
+        if (
+            kept := self.view.kept
+        ) is not None:  # (P, 2d) or (heads, P, 2d) -> (B*T, 1 or heads, n, 2d)
+            rope = rope[None, kept] if rope.ndim == 2 else rope[:, kept]
+            rope = rope.transpose(0, 1)
         first = k.shape[-2] - rope.shape[-2]  # patches are the last tokens, whatever stands before
         half = self.attn.rotate_half
         return _rotated(q, rope, first, half), _rotated(k, rope, first, half)

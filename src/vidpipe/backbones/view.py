@@ -30,6 +30,9 @@ class ImageView:
         vit: in eval mode when it is used. It is looked at anew in each call.
     """
 
+    kept: Tensor | None = None
+    """(B*T, n) patches that the tokens of now are of, for blocks that know places; None: all."""
+
     def __init__(self, vit: nn.Module) -> None:
         self.vit = cast(Any, vit)
         self.blocks = self._blocks()
@@ -57,6 +60,11 @@ class ImageView:
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch, pixels."""
         return cast(tuple[int, int], self.vit.patch_embed.patch_size)
+
+    @property
+    def whole_grid(self) -> str | None:
+        """Why the blocks need the tokens of all patches; None: they do with some of them."""
+        return None
 
     def embed(self, frames: Tensor) -> Tensor:
         """(B*T, 3, H, W) frames to tokens (B*T, N, D), with their positions, before `norm_pre`."""

@@ -25,6 +25,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.noise import ClipDropout, ClipNoise, Keys
+from vidpipe.methods.patch_drop import PatchDrop, only
 from vidpipe.methods.text_head import make_head
 from vidpipe.weights import refuse_mismatch
 
@@ -67,6 +68,8 @@ class VideoModel(nn.Module):
     """Of its input: size, and how a frame becomes one; set with `backbone`."""
     recomputed: int = 0
     """Leading blocks under activation checkpointing: the backward pass runs them again."""
+    patch_drop: PatchDrop | None = None
+    """What is left out while training; the trainer sets it (`train.patch_drop`)."""
 
     def __init__(
         self, vit: nn.Module, num_classes: int, num_frames: int, config: MethodConfig
@@ -104,6 +107,11 @@ class VideoModel(nn.Module):
     def embed(self, frames: Tensor, num_frames: int) -> Tensor:
         return self.view.norm_pre(self.view.embed(frames))
 
+    @property
+    def whole_grid(self) -> str | None:
+        """Why patches cannot be dropped (`train.patch_drop`); None: they can."""
+        return self.view.whole_grid
+
     def key_offsets(self, index: int) -> tuple[tuple[int, int], ...]:
         """((channels, dt), ...) covering the width: the keys of block `index` at frame t come from
         frame t + dt (`shift_frames`). Only explanations ask."""
@@ -140,6 +148,11 @@ class VideoModel(nn.Module):
         `tokens_needed` says, all with `every_token`."""
         num_frames = video.shape[2]
         x = self.embed(fold_frames(video), num_frames)
+        self.view.kept = None
+        if self.patch_drop is not None and self.training:
+            own = self.patch_drop(video, self.view.grid, self.clip_keys.now)
+            self.view.kept = own.repeat_interleave(num_frames, 0)
+            x = only(x, self.view.kept, self.view.num_prefix_tokens)
         for index, block in enumerate(self.blocks):
             x = self.run_block(index, block, x, num_frames)
         return x

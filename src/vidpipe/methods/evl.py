@@ -187,6 +187,10 @@ class EVL(VideoModel):
         self.norm = nn.LayerNorm(self.width)
         self.declare(self.class_token, self.decoder, self.norm)
 
+    @property
+    def whole_grid(self) -> str | None:
+        return "its decoder reads frozen blocks with all their patches"
+
     def block_of(self, name: str) -> int | None:
         part = name.split(".")
         if part[0] == "decoder":

@@ -60,6 +60,7 @@ class Adapter(nn.Module):
 class STAdapter(VideoModel):
     name = "st_adapter"
     Config = STAdapterConfig
+    config: STAdapterConfig
     not_mergeable = "a depthwise convolution over frames cannot be folded into a linear layer"
     head_init_std = 0.02
 
@@ -77,6 +78,13 @@ class STAdapter(VideoModel):
             }
         )
         self.declare(self.adapters)
+
+    @property
+    def whole_grid(self) -> str | None:
+        if self.config.kernel_size[1:] != (1, 1):
+            kernel = "x".join(map(str, self.config.kernel_size))
+            return f"the kernel {kernel} goes over neighbouring patches (3x1x1 does not)"
+        return super().whole_grid
 
     def tokens_needed(self, index: int) -> int | None:
         # Behind the attention an adapter has only patches to work on. In the last block it reaches no

@@ -46,6 +46,10 @@ class SwinModel(VideoModel):
         return cast(SwinTransformer, self.vit)
 
     @property
+    def whole_grid(self) -> str | None:
+        return "the windows of a Swin are full"
+
+    @property
     def blocks(self) -> list[WindowView]:  # type: ignore[override]
         return self.windows
 

@@ -103,6 +103,19 @@ class TrainConfig(Section):
         description="where classes have unequal numbers of clips. sample: an epoch draws each class "
         "equally often; weights: the loss of a class counts by the inverse of its clips",
     )
+    patch_drop: Annotated[float, AbsentAtDefault()] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the patches that a training step leaves out, the same in every frame of a "
+        "clip; validation and tests see all",
+    )
+    patch_drop_by: Annotated[Literal["random", "motion"], AbsentAtDefault()] = Field(
+        "random", description="motion: those that change least over the clip go first"
+    )
+    patch_drop_until: Annotated[float, AbsentAtDefault()] = Field(
+        1.0, gt=0, le=1, description="of all steps; those that follow see every patch"
+    )
     max_bad_reads: Annotated[float, NotDecisive()] = Field(
         0.01, ge=0, le=1, description="of an epoch's clips; more unreadable ones end the training"
     )

@@ -29,12 +29,7 @@ from vidpipe.training.balance import class_weights, cross_entropy
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.ema import Ema
 from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo, Sums
-from vidpipe.training.optim import (
-    lr_factor,
-    make_optimizer,
-    set_lr,
-    trained_parameters,
-)
+from vidpipe.training.optim import lr_factor, make_optimizer, set_lr, trained_parameters
 from vidpipe.training.parallel import (
     all_sum,
     average_gradients,
@@ -42,6 +37,7 @@ from vidpipe.training.parallel import (
     gathered,
     same_start,
 )
+from vidpipe.training.patch_drop import drop_patches, refuse_patch_drop
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import Checkpoints, Progress, restore
 from vidpipe.training.validate import validate
@@ -114,6 +110,7 @@ class Trainer:
         self.trained = trained_parameters(model)
         if not self.trained:
             raise VidpipeError(f"method {model.name}: it trains nothing; evaluate it as it is")
+        refuse_patch_drop(model, config)
         same_start(list(self.trained.values()))
         self.optimizer = make_optimizer(model, config, self.device)
         self.ema = Ema(self.trained, config.ema_decay) if config.ema_decay is not None else None
@@ -142,7 +139,7 @@ class Trainer:
                 timing = EpochTiming(info.clips_per_s, info.data_wait)
             metrics = self._end_epoch(timing)
             self.on_epoch(metrics, timing)
-        self.model.recomputed = 0
+        self.model.recomputed, self.model.patch_drop = 0, None
         if self.ema is not None:
             self.ema.copy_to_model()
         return self.progress.history
@@ -214,6 +211,7 @@ class Trainer:
         clips, of_all = 0 if batch is None else len(batch["label"]), self.batches.size_of(p.batch)
         self._seed()
         set_lr(self.optimizer, self._lr(p.step))
+        drop_patches(self.model, config, p.step / self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
         unreadable, parts = 0 if batch is None else bad.count(batch), []
         if batch is None:
