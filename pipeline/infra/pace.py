@@ -29,7 +29,7 @@ def view_seconds(trainer: Trainer, views: ViewSet) -> float:
     clips = min(len(views), max(1, config.batch_size // trainer.world_size))
     part = torch.utils.data.Subset(views, range(clips))
     started = time.perf_counter()
-    validate(trainer.model, part, config, trainer.normalisation, trainer.device)
+    validate(trainer.model, part, config, trainer.normalisation, trainer.device, task=trainer.task)
     return (time.perf_counter() - started) / clips
 
 

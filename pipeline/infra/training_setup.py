@@ -70,6 +70,7 @@ class TrainingSetup:
             (self.trained.backbone.mean, self.trained.backbone.std),
             device=device,
             labels=self.train_set.clips.labels,
+            task=self.trained.task,
             mixer=PairMixer.of(self.params.transform, self.params.train.seed),
             **options,
         )

@@ -21,15 +21,9 @@ from vidpipe.errors import VidpipeError
 from vidpipe.evaluation.compare import require_same_classes
 from vidpipe.evaluation.evaluate import Evaluator, predict
 from vidpipe.evaluation.evaluate import batches as cut
-from vidpipe.evaluation.metrics import (
-    calibration_table,
-    confusion_matrix,
-    metrics,
-    per_class_table,
-    predictions_table,
-)
 from vidpipe.files import atomic_folder, read_json, write_json, write_text
 from vidpipe.params import Params
+from vidpipe.tasks.single_label import confusion_matrix
 from vidpipe.trained.adapter import load_adapter
 from vidpipe.trained.card import TrainedModel
 from vidpipe.viz.plots import plot_calibration, plot_confusion
@@ -60,14 +54,14 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
                 on_batch=lambda done: bar.advance(task, done),
             )
         speed = {"evaluate_clips_per_s": clips / (time.perf_counter() - started)}
-        result = metrics(predictions, trained.classes, config.reversed_pairs)
+        result = trained.task.metrics(predictions, trained.classes, config.reversed_pairs)
         tracked.metrics({**result, **speed})
         for view, top1 in enumerate(predictions.view_top1()):
             tracked.metrics({"view_top1": top1}, step=view)
 
         folder = workspace.evaluation(method)
         with atomic_folder(folder) as temporary:
-            predictions_table(predictions, trained.classes).to_parquet(
+            trained.task.predictions_table(predictions, trained.classes).to_parquet(
                 temporary / "predictions.parquet", index=False
             )
             plot_confusion(
@@ -77,7 +71,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
                 temporary / "confusion.png",
             )
             plot_calibration(
-                calibration_table(predictions),
+                trained.task.calibration_table(predictions),
                 f"{method}: expected calibration error {result['ece']:.3f}",
                 temporary / "calibration.png",
             )
@@ -93,7 +87,7 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, float]:
                     "split_number": params.data.split_number,
                 },
             )
-        table = per_class_table(predictions, trained.classes)
+        table = trained.task.per_class_table(predictions, trained.classes)
         write_text(workspace.result(method, "per_class.csv"), table.to_csv(index=False))
         write_json(workspace.result(method, "eval.json"), result)
         timing = workspace.timing(method)
@@ -130,7 +124,7 @@ def build(
     model = trained.model.to(device)
     own = ("average", "use_of_time", "batch_size", "precision", "loader_workers")
     options = {name: getattr(config, name) for name in own}
-    return Evaluator(model, views, normalisation, **options)
+    return Evaluator(model, views, normalisation, **options, task=trained.task)
 
 
 def _on_ray(

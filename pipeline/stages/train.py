@@ -198,7 +198,7 @@ def _publish_untrained(
     views = ViewSet(Clips(store, "val", trained.classes), trained.sampling, trained.transform)
     normalisation = trained.backbone.mean, trained.backbone.std
     model = trained.model.to(device)
-    loss, top1 = validate(model, views, params.train, normalisation, device)
+    loss, top1 = validate(model, views, params.train, normalisation, device, task=trained.task)
     model.to("cpu")
     extra = {"epoch": 0, "train": params.train.model_dump(mode="json"), "identity": identity}
     rows = [{"epoch": 0, "step": 0, "val_loss": loss, "val_top1": top1}]

@@ -20,7 +20,6 @@ from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.device import choose_device, set_determinism
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.evaluation.evaluate import Evaluator, predict
-from vidpipe.evaluation.metrics import predictions_table
 from vidpipe.files import atomic_folder, disk_errors_named, read_json, remove_temporary, write_json
 from vidpipe.params import Params
 from vidpipe.trained.adapter import load_adapter
@@ -158,7 +157,9 @@ class CellRunner:
             if trained is None:
                 setup = TrainingSetup.build(cell.params, cell.method, self.workspace, store=store)
                 trained = setup.trained
-                if trained.model.trained_names:  # else the method is a baseline that only gets tested
+                if (
+                    trained.model.trained_names
+                ):  # else the method is a baseline that only gets tested
                     checkpoints = self.workspace.checkpoints(cell.params, run.name)
                     trainer = setup.trainer(
                         self.device, checkpoints=checkpoints, stop=self.stop, val_set=None
@@ -198,9 +199,12 @@ class CellRunner:
             views,
             (trained.backbone.mean, trained.backbone.std),
             **{name: getattr(config, name) for name in own},
+            task=trained.task,
         )
         found = predict(evaluator)
-        table = predictions_table(found, trained.classes).drop(columns=["top5", "probabilities"])
+        table = trained.task.predictions_table(found, trained.classes).drop(
+            columns=["top5", "probabilities"]
+        )
         likely = found.probabilities.gather(1, found.labels[:, None])[:, 0]
         table["label_probability"] = likely.double().numpy()
         return table

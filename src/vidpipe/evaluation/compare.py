@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vidpipe.errors import VidpipeError
-from vidpipe.evaluation.metrics import Array, interval, mean_class_accuracy
+from vidpipe.tasks.scores import Array, interval, mean_class_accuracy
 
 
 @dataclass(frozen=True)

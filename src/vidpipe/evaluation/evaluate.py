@@ -8,7 +8,7 @@ replaced by the middle one. What accuracy is lost is what the model owes to the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -20,29 +20,11 @@ from vidpipe.data.dataset import ViewSet, loader_workers, view_loader
 from vidpipe.data.model_input import to_input
 from vidpipe.device import Precision, autocast
 from vidpipe.methods.base import VideoModel
+from vidpipe.tasks.base import Predictions, Task
+from vidpipe.tasks.registry import SINGLE_LABEL
 
 ORDERS = ("in_order", "reversed", "shuffled", "frozen")
 Average = Literal["softmax", "logits"]
-
-
-@dataclass
-class Predictions:
-    """Of N clips, C classes, V views."""
-
-    ids: list[str]
-    labels: Tensor
-    """(N,) class indices."""
-    probabilities: Tensor
-    """(N, C), averaged over the views."""
-    view_predictions: Tensor
-    """(N, V): the class that each view alone would predict."""
-    orders: dict[str, Tensor] = field(default_factory=dict)
-    """Of the middle view: (N, C) for each name in `ORDERS`; empty where it was not asked for."""
-
-    def view_top1(self) -> list[float]:
-        """Accuracy of each view alone."""
-        correct = self.view_predictions == self.labels[:, None]
-        return [float(share) for share in correct.float().mean(0)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +41,7 @@ class Evaluator:
     precision: Precision = "auto"
     loader_workers: int | None = None
     """Decoding processes; None: some beside a GPU, none on a CPU."""
+    task: Task = SINGLE_LABEL
 
     @property
     def device(self) -> torch.device:
@@ -80,25 +63,29 @@ class Evaluator:
         self.model.eval()
         video, indices = batch["video"].to(self.device, non_blocking=True), batch["index"].tolist()
         clips, count = video.shape[:2]
+        labels = batch["label"].to(self.device)
         logits = self._logits(video.flatten(0, 1)).unflatten(0, (clips, count))
         if self.average == "softmax":
-            probabilities = logits.softmax(-1).mean(1)
+            probabilities = self.task.probabilities(logits).mean(1)
         else:
-            probabilities = logits.mean(1).softmax(-1)
+            probabilities = self.task.probabilities(logits.mean(1))
         result: dict[str, Tensor] = {
             "index": batch["index"],
             "label": batch["label"],
             "probabilities": probabilities,
-            "view_predictions": logits.argmax(-1),
+            "view_correct": torch.stack(
+                [self.task.correct(view, labels) for view in logits.unbind(1)], 1
+            ),
         }
         if self.use_of_time:
             crops = self.views.spatial_crops
             middle = count // crops // 2 * crops + crops // 2
-            result["in_order"] = logits[:, middle].softmax(-1)
+            result["in_order"] = self.task.probabilities(logits[:, middle])
             # One at a time: a batch of three times the size would need three times the memory.
             for name, order in self._orders(video.shape[2], indices).items():
                 rows = torch.arange(clips)[:, None]
-                result[name] = self._logits(video[:, middle][rows, order]).softmax(-1)
+                reordered = self._logits(video[:, middle][rows, order])
+                result[name] = self.task.probabilities(reordered)
         return {name: tensor.cpu() for name, tensor in result.items()}
 
     def _logits(self, video: Tensor) -> Tensor:
@@ -163,6 +150,6 @@ def predict(
         evaluator.views.clips.ids,
         found["label"],
         found["probabilities"],
-        found["view_predictions"],
+        found["view_correct"],
         {name: found[name] for name in ORDERS if name in found},
     )

@@ -37,6 +37,8 @@ from vidpipe.files import read_json
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.create import build_on
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
+from vidpipe.tasks.base import Task
+from vidpipe.tasks.registry import SINGLE_LABEL
 from vidpipe.text import printable
 from vidpipe.trained.frozen import refuse_other_weights, shared
 from vidpipe.version import __version__
@@ -69,6 +71,7 @@ class TrainedModel:
     transform: TransformConfig
     extract: dict[str, Any] = field(default_factory=dict)
     """`short_side` and `fps` of the frames it learned on; empty where that is not known."""
+    task: Task = SINGLE_LABEL
 
     @property
     def form(self) -> InputForm:

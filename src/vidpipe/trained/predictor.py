@@ -142,7 +142,7 @@ class Predictor:
             )
             with autocast(self.precision, self.device):
                 logits = trained.model(x).float()
-            means = logits.softmax(-1).unflatten(0, video.shape[:2]).mean(1).cpu()
+            means = trained.task.probabilities(logits).unflatten(0, video.shape[:2]).mean(1).cpu()
             for result, mean in zip(results, means, strict=True):
                 result[name] = mean
         return results

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,18 @@ from vidpipe.device import autocast, autocast_dtype
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import GOLDEN, lowbias32
-from vidpipe.training.balance import class_weights, cross_entropy
+from vidpipe.tasks.base import Task
+from vidpipe.tasks.registry import SINGLE_LABEL
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.ema import Ema
 from vidpipe.training.metrics import BadReads, EpochMetrics, EpochTiming, StepInfo, Sums
-from vidpipe.training.optim import lr_factor, make_optimizer, set_lr, trained_parameters
+from vidpipe.training.optim import (
+    lr_factor,
+    make_optimizer,
+    refuse_frozen_gradients,
+    set_lr,
+    trained_parameters,
+)
 from vidpipe.training.parallel import (
     all_sum,
     average_gradients,
@@ -69,13 +77,14 @@ class Trainer:
         world_size: int = 1,
         mixer: PairMixer | None = None,
         labels: NDArray[np.int64] | None = None,
+        task: Task = SINGLE_LABEL,
         checkpoints: Checkpoints | None = None,
         stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[StepInfo], None] = lambda info: None,
         on_epoch: Callable[[EpochMetrics, EpochTiming], None] = lambda metrics, timing: None,
     ) -> None:
         self.model, self.train_set, self.val_set, self.config = model, train_set, val_set, config
-        self.normalisation, self.mixer = normalisation, mixer
+        self.normalisation, self.mixer, self.task = normalisation, mixer, task
         self.rank, self.world_size = rank, world_size
         self.checkpoints, self.stop = checkpoints, stop
         self.on_step, self.on_epoch = on_step, on_epoch
@@ -95,7 +104,7 @@ class Trainer:
         self.class_weights: Tensor | None = None
         if config.balance == "weights" and labels is not None:
             outputs = int(model.head.out_features)
-            self.class_weights = class_weights(labels, outputs).to(self.device)
+            self.class_weights = task.class_weights(labels, outputs).to(self.device)
         workers, prefetch = config.loader_workers, config.prefetch
         self.loader = train_loader(train_set, self.batches, workers, prefetch, self.device)
         self.total_steps = config.steps or config.epochs * len(self.batches)
@@ -183,12 +192,11 @@ class Trainer:
         due = (p.epoch + 1) % config.eval_every == 0 or p.epoch + 1 == self.epochs
         if self.val_set is not None and due:
             self._save()  # validation may be long
-            options = (self.normalisation, self.device, self.rank, self.world_size, self.stop)
-            if self.ema is not None:
-                with self.ema.applied():
-                    val_loss, val_top1 = validate(self.model, self.val_set, config, *options)
-            else:
-                val_loss, val_top1 = validate(self.model, self.val_set, config, *options)
+            shared = (self.device, self.rank, self.world_size, self.stop, self.task)
+            with nullcontext() if self.ema is None else self.ema.applied():
+                val_loss, val_top1 = validate(
+                    self.model, self.val_set, config, self.normalisation, *shared
+                )
         lr, norm = self._lr(p.step - 1), sums.mean_grad_norm
         metrics = EpochMetrics(
             p.epoch + 1, p.step, sums.mean_loss, sums.top1, lr, val_loss, val_top1, norm
@@ -285,8 +293,8 @@ class Trainer:
             if mixed is not None:
                 target = mixed.targets(logits.shape[1])
             smoothing = self.config.label_smoothing
-            loss = cross_entropy(logits.float(), target, smoothing, self.class_weights)
-        return loss, (logits.argmax(1) == labels).sum()
+            loss = self.task.loss(logits.float(), target, smoothing, self.class_weights)
+        return loss, self.task.correct(logits, labels).sum()
 
     def _parts(self, clips: int) -> Iterator[slice]:
         """`accumulate` parts of this worker's clips; pairs to be mixed stay together."""
@@ -334,13 +342,3 @@ class Trainer:
             f"{what} is {value} at step {self.progress.step} (clips {', '.join(names[:4])}, ...); "
             f"lower methods.<method>.lr or set train.clip_grad_norm{saved}"
         )
-
-
-def refuse_frozen_gradients(model: VideoModel) -> None:
-    """Raises VidpipeError where a gradient was computed for what the method did not declare."""
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None and name not in model.trained_names:
-            raise VidpipeError(
-                f"{name} is frozen and received a gradient; the method {model.name} must name it in "
-                "declare(), or leave its requires_grad alone"
-            )

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.training.config import TrainConfig
 
@@ -54,3 +55,13 @@ def _cosine(progress: float) -> float:
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def refuse_frozen_gradients(model: VideoModel) -> None:
+    """Raises VidpipeError where a gradient was computed for what the method did not declare."""
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and name not in model.trained_names:
+            raise VidpipeError(
+                f"{name} is frozen and received a gradient; the method {model.name} must name it in "
+                "declare(), or leave its requires_grad alone"
+            )

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 
 from vidpipe.data.dataset import Views, view_loader
 from vidpipe.data.model_input import to_input
 from vidpipe.device import autocast
 from vidpipe.errors import TrainingStopped
 from vidpipe.methods.base import VideoModel
+from vidpipe.tasks.base import Task
+from vidpipe.tasks.registry import SINGLE_LABEL
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.parallel import all_sum, any_worker
 
@@ -27,6 +28,7 @@ def validate(
     rank: int = 0,
     world_size: int = 1,
     stop: Callable[[], bool] = lambda: False,
+    task: Task = SINGLE_LABEL,
 ) -> tuple[float, float]:
     """(loss, top1); each clip counted once however many workers. Raises TrainingStopped on `stop`."""
     model.eval()
@@ -44,8 +46,8 @@ def validate(
             labels = batch["label"].to(device, non_blocking=True)
             with autocast(config.precision, device):
                 logits = model(x).float()
-            loss = F.cross_entropy(logits, labels, reduction="sum").item()
-            correct = (logits.argmax(1) == labels).sum().item()
+            loss = task.loss_sum(logits, labels).item()
+            correct = task.correct(logits, labels).sum().item()
             sums += torch.tensor([loss, correct, len(labels)])
         if any_worker(stop(), device):
             raise TrainingStopped

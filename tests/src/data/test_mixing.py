@@ -17,7 +17,7 @@ from vidpipe.data.config import TransformConfig
 from vidpipe.data.mixing import Mixed, PairMixer
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import MethodConfig
-from vidpipe.training import balance
+from vidpipe.tasks import single_label
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import Trainer
 
@@ -141,7 +141,7 @@ def test_training_sees_soft_labels_and_counts_the_heavier(monkeypatch: pytest.Mo
             assert options == {"label_smoothing": 0.1}
         return original(logits, target, **options)
 
-    monkeypatch.setattr(balance.F, "cross_entropy", spy)
+    monkeypatch.setattr(single_label.F, "cross_entropy", spy)
     config = TrainConfig(epochs=1, batch_size=8, warmup_epochs=0, label_smoothing=0.1, seed=2)
     data = Moving(24, False)
     history = Trainer(

@@ -24,15 +24,16 @@ from vidpipe.evaluation.compare import (
     per_class_difference,
     require_same_classes,
 )
-from vidpipe.evaluation.evaluate import ORDERS, Evaluator, Predictions, batches, predict, shuffled
-from vidpipe.evaluation.metrics import (
+from vidpipe.evaluation.evaluate import ORDERS, Evaluator, batches, predict, shuffled
+from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.tasks.base import Predictions
+from vidpipe.tasks.scores import interval
+from vidpipe.tasks.single_label import (
     calibration_table,
-    interval,
     metrics,
     per_class_table,
     predictions_table,
 )
-from vidpipe.methods.registry import METHODS, build_method
 
 HALF = ((0.5,) * 3, (0.5,) * 3)
 
@@ -64,7 +65,7 @@ def test_views_are_averaged_as_softmax_or_as_logits(tmp_path: Path) -> None:
             logits.append(torch.stack([one._logits(view[None])[0] for view in video]))
     each = torch.stack(logits)
     torch.testing.assert_close(found.probabilities, each.softmax(-1).mean(1))
-    assert torch.equal(found.view_predictions, each.argmax(-1))
+    assert torch.equal(found.view_correct, each.argmax(-1) == found.labels[:, None])
     other = predict(evaluator(tmp_path, average="logits", batch_size=3))
     torch.testing.assert_close(other.probabilities, each.mean(1).softmax(-1))
     assert not torch.allclose(found.probabilities, other.probabilities)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from moving_clips import Moving
 from trainings import assert_near, first_gradients, make, trainer
 
-from vidpipe.training.balance import class_weights, cross_entropy
+from vidpipe.tasks.single_label import class_weights, cross_entropy
 
 LABELS = np.array([0, 0, 0, 0, 0, 0, 2, 2])
 

@@ -1,48 +1,91 @@
-"""Numbers of an evaluation, with the interval that another sample of clips would give."""
+"""One class a clip: softmax, cross-entropy, top-1."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-if TYPE_CHECKING:  # runs are compared by their tables, without torch
-    from torch import Tensor
+from vidpipe.tasks.base import Predictions, Task
+from vidpipe.tasks.scores import Array, Statistic, interval, mean_class_accuracy
 
-    from vidpipe.evaluation.evaluate import Predictions
-
-RESAMPLES = 1000
 ECE_BINS = 15
-Array = NDArray[np.float64]
-Indices = NDArray[np.int64]
-Statistic = Callable[[NDArray[np.int64]], float]
 
 
-def interval(statistic: Statistic, clips: int, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % percentile bootstrap over clips; `statistic` takes the indices of a sample (N,)."""
-    if clips < 2:
-        return float("nan"), float("nan")
-    # scipy.stats.bootstrap gives the same numbers; to import it takes two seconds of every stage.
-    rng = np.random.default_rng(0)
-    found = [statistic(rng.integers(0, clips, clips)) for _ in range(resamples)]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+class SingleLabel(Task):
+    name = "single_label"
+
+    def class_weights(self, labels: NDArray[np.int64], num_classes: int) -> Tensor:
+        return class_weights(labels, num_classes)
+
+    def loss(
+        self, logits: Tensor, target: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> Tensor:
+        return cross_entropy(logits, target, smoothing, weights)
+
+    def loss_sum(self, logits: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction="sum")
+
+    def correct(self, logits: Tensor, target: Tensor) -> Tensor:
+        return logits.argmax(1) == target
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
+
+    def metrics(
+        self,
+        predictions: Predictions,
+        classes: Sequence[str],
+        reversed_pairs: Sequence[Sequence[str]] = (),
+    ) -> dict[str, float]:
+        return metrics(predictions, classes, reversed_pairs)
+
+    def per_class_table(self, predictions: Predictions, classes: Sequence[str]) -> pd.DataFrame:
+        return per_class_table(predictions, classes)
+
+    def predictions_table(self, predictions: Predictions, classes: Sequence[str]) -> pd.DataFrame:
+        return predictions_table(predictions, classes)
+
+    def calibration_table(self, predictions: Predictions) -> pd.DataFrame:
+        return calibration_table(predictions)
+
+
+def class_weights(labels: NDArray[np.int64], num_classes: int) -> Tensor:
+    """(num_classes,): N / (C n) of a class with n of the N clips, C classes having any; else 0.
+
+    The mean over the clips is 1, so that a rate means what it does without weights.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    present = np.count_nonzero(counts)
+    weights = np.where(counts > 0, len(labels) / (present * np.maximum(counts, 1)), 0.0)
+    return torch.from_numpy(weights).float()
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, smoothing: float, weights: Tensor | None
+) -> Tensor:
+    """Mean over the clips of the loss, each times its class's weight. `target`: (B,) classes or (B, C)
+    shares.
+
+    torch's own `weight` divides by the sum of the weights at hand, so that the loss would depend on how
+    a batch is shared out among workers and parts.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, target, label_smoothing=smoothing)
+    each = F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+    own = weights[target] if target.ndim == 1 else target @ weights
+    return (each * own).mean()
 
 
 def correct(probabilities: Tensor, labels: Tensor, top_k: int = 1) -> Array:
     """(N,) 1 where the label is among the `top_k` likeliest classes, else 0."""
     top = probabilities.topk(min(top_k, probabilities.shape[1]), dim=1).indices
     return (top == labels[:, None]).any(1).double().numpy()
-
-
-def mean_class_accuracy(hits: Array, labels: Indices) -> float:
-    """Mean over the classes that have a clip."""
-    clips = np.bincount(labels)
-    right = np.bincount(labels, weights=hits)
-    return float((right[clips > 0] / clips[clips > 0]).mean())
 
 
 def metrics(
