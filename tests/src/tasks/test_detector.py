@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny import randomise, tiny_vit
 
+import vidpipe
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.tasks.detection.detector import Detector
@@ -53,6 +54,20 @@ def test_feature_map_lies_as_the_picture():
 def test_merged_equals_unmerged():
     own, video = detector("zeroi2v"), torch.randn(2, 3, 4, 32, 32)
     assert torch.allclose(own.merge().eval()(video, BOXES), own(video, BOXES), atol=1e-4)
+
+
+def test_merged_keeps_its_input():
+    """Of a model that create_model made: preprocessing goes on working."""
+    model = vidpipe.create_model("zeroi2v", tiny_vit(), num_classes=5, num_frames=4)
+    merged = Detector(model).merge().model
+    assert merged.form == model.form
+    assert merged.preprocess(torch.zeros(4, 3, 40, 60, dtype=torch.uint8)).shape == (
+        1,
+        3,
+        4,
+        32,
+        32,
+    )
 
 
 def test_gradients_reach_the_adapters():

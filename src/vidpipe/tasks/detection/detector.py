@@ -85,7 +85,12 @@ class Detector(nn.Module):
     def merge(self) -> Detector:
         """A new detector without adapters and with equal logits. Raises VidpipeError where the method
         cannot be merged."""
-        return Detector(self.model.merge(), self.roi_size)
+        merged = self.model.merge()
+        if hasattr(
+            self.model, "backbone"
+        ):  # made by create_model: it travels, with the input's form
+            merged.backbone, merged.form = self.model.backbone, self.model.form
+        return Detector(merged, self.roi_size)
 
     def _classify(self, feature: Tensor) -> Tensor:
         keys = self.model.clip_keys
