@@ -328,4 +328,6 @@ class VideoModel(nn.Module):
         super().train(mode)
         # The frozen image model runs as at inference: its own dropout would be noise on features.
         self.vit.eval()
+        if not mode and hasattr(self, "view"):  # a Swin has none
+            self.view.kept = None
         return self

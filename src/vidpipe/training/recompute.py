@@ -24,7 +24,11 @@ def choose_recomputed(
         return 0
     if config.activation_gb == 0:
         return depth
+    drop = model.patch_drop
+    if config.patch_drop_until < 1:  # the last steps have every patch, and must fit too
+        model.patch_drop = None
     saved = saved_by_block(model, img_size)
+    model.patch_drop = drop
     each = clips * (1.0 if autocast_dtype(config.precision, device) is None else 0.5)
     budget = config.activation_gb * 2**30
     for count in range(depth):

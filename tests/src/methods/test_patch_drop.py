@@ -15,6 +15,7 @@ from trainings import first_gradients, make, trainer, weights
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.patch_drop import PatchDrop, motion
 from vidpipe.methods.registry import METHODS, build_method
+from vidpipe.profile import saved_by_block
 from vidpipe.training.metrics import EpochTiming
 from vidpipe.training.state import Checkpoints
 
@@ -131,6 +132,26 @@ def test_validation_and_the_last_steps_see_every_patch() -> None:
     assert trained[-1] == 1 + 16
     assert {tokens for training, tokens in seen if not training} == {1 + 16}
     assert model.patch_drop is None
+
+
+def test_the_last_steps_fit_the_memory_that_was_asked_for() -> None:
+    """Blocks to recompute are chosen once, so for all patches where some steps have them."""
+    saved = saved_by_block(make("aim"), 32)
+    budget = 8 * 0.8 * (sum(saved.blocks) + saved.rest) / 2**30
+    chosen = []
+    for own in ({}, {"patch_drop": 0.5, "patch_drop_until": 0.5}, {"patch_drop": 0.5}):
+        model = make("aim")
+        run = trainer(model, size=8, epochs=2, warmup_epochs=0, activation_gb=budget, **own)
+        next(run.steps())
+        chosen.append(model.recomputed)
+    assert chosen[0] == chosen[1] > chosen[2] == 0
+
+
+def test_no_patch_is_missing_behind_the_training() -> None:
+    model = make()
+    list(trainer(model, patch_drop=0.5).steps())
+    assert model.view.kept is not None
+    assert model.eval().view.kept is None
 
 
 def test_a_share_of_zero_is_the_training_without() -> None:
