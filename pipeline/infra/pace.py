@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from vidpipe.data.dataset import ViewSet
+from pipeline.infra.training_setup import TrainingSetup
 from vidpipe.training.loop import Trainer
 from vidpipe.training.metrics import StepInfo
 from vidpipe.training.state import Progress
@@ -23,13 +23,15 @@ def real_steps(trainer: Trainer) -> Iterator[StepInfo]:
         trainer.progress = Progress() if over else Progress(step=done.step, epoch=done.epoch + 1)
 
 
-def view_seconds(trainer: Trainer, views: ViewSet) -> float:
+def view_seconds(setup: TrainingSetup, device: torch.device) -> float:
     """Seconds a clip of validation, from one batch of it, decoded in this process."""
-    config = trainer.config.model_copy(update={"loader_workers": 0})
-    clips = min(len(views), max(1, config.batch_size // trainer.world_size))
-    part = torch.utils.data.Subset(views, range(clips))
+    config = setup.params.train.model_copy(update={"loader_workers": 0})
+    clips = min(len(setup.val_set), max(1, config.batch_size // max(1, config.num_workers)))
+    part = torch.utils.data.Subset(setup.val_set, range(clips))
+    normalisation = setup.trained.backbone.mean, setup.trained.backbone.std
+    model = setup.trained.model.to(device)
     started = time.perf_counter()
-    validate(trainer.model, part, config, trainer.normalisation, trainer.device, task=trainer.task)
+    validate(model, part, config, normalisation, device, task=setup.trained.task)
     return (time.perf_counter() - started) / clips
 
 

@@ -96,10 +96,11 @@ def _write(tables: Tables, folder: Path) -> None:
 
 
 def show(tables: Tables, name: str) -> None:
-    """Print the table and the recommendation."""
-    section = page.accuracy_section(tables)
-    print_table(f"study {name}", section.header, section.rows, WIDTH)
-    for line in (*tables.warnings, *tables.sentences):
+    """Print accuracy, costs, why rows have no result, and the recommendation."""
+    accuracy, costs = page.accuracy_section(tables), page.costs_section(tables)
+    print_table(f"study {name}", accuracy.header, accuracy.rows, WIDTH)
+    print_table("costs", costs.header, costs.rows, WIDTH)
+    for line in (*accuracy.lines, *tables.sentences):
         print(printable(line))
 
 
@@ -136,11 +137,13 @@ def _latency(plan: Plan, name: str) -> float | None:
 
 
 def null(params: Params, workspace: Workspace, studies: int) -> pd.DataFrame:
-    """Print how often the tests see something in this study's predictions with permuted labels.
+    """Print how often the tests see something in this study's predictions with permuted labels, and
+    write it to null.csv beside them; the study's next run, which may predict otherwise, removes it.
 
     Raises VidpipeError where the study has not been run.
     """
-    file = folder_of(params, workspace) / "predictions.parquet"
+    folder = folder_of(params, workspace)
+    file = folder / "predictions.parquet"
     if not file.exists():
         raise VidpipeError(f"{file}: no such file; run `vidpipe study` first")
     table = pd.read_parquet(file)
@@ -156,4 +159,7 @@ def null(params: Params, workspace: Workspace, studies: int) -> pd.DataFrame:
     ]
     title = f"false alarms at 5 %, labels permuted within {outcomes.num_groups} groups"
     print_table(title, ["test", "studies", "alarms", "%", "95 %"], rows)
+    found = found.assign(groups=outcomes.num_groups)
+    write_text(folder / "null.csv", found.to_csv(index=False))
+    console.print(f"wrote {folder / 'null.csv'}")
     return found

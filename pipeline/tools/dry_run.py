@@ -50,7 +50,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     step = statistics.median(info.seconds for info in timed)
     waited = sum(info.waited for info in timed) / sum(info.seconds for info in timed)
     validations = -(-epochs // train.eval_every)
-    validation = view_seconds(trainer, setup.val_set) * len(setup.val_set) / workers
+    validation = view_seconds(setup, device) * len(setup.val_set) / workers
     hours = total * step + validations * validation
     identity = training_hash(params, method, workspace, trained.backbone.sha256)
     name = f"{method}-{identity}"

@@ -83,14 +83,17 @@ def _pace(plan: Plan, row: RowPlan) -> Pace:
     part = plan.parts[0]
     store = open_store(plan.workspace, params).split_as(part.train, part.test)
     setup = TrainingSetup.build(params, row.row.method, plan.workspace, store=store)
-    trainer = setup.trainer(choose_device(params.train.use_gpu))
+    device = choose_device(params.train.use_gpu)
+    if not row.trains:
+        return Pace(0.0, view_seconds(setup, device))
+    trainer = setup.trainer(device)
     epochs, clips = params.train.epochs, min(params.train.batch_size, len(setup.train_set))
     decoded = 3 * int(store.rows[["frames", "height", "width"]].prod(axis=1).sum())
     with set_determinism(params.train.deterministic):
         # The same clips twice: the first epoch of a study decodes them, the others need not where
         # they fit in memory.
         cold, warm = _step_seconds(trainer), _step_seconds(trainer)
-        view = view_seconds(trainer, setup.val_set)
+        view = view_seconds(setup, device)
     fits = decoded <= params.train.cache_mb * 2**20
     step = (cold + (epochs - 1) * warm) / epochs if fits else cold
     return Pace(step / clips, view)
@@ -117,10 +120,12 @@ def _cells(plan: Plan, row: RowPlan, pace: Pace) -> tuple[tuple[int, int], float
         trials += len(row.settings)
     evaluate = plan.params.evaluate
     views = evaluate.temporal_clips * evaluate.spatial_crops + (4 if evaluate.use_of_time else 0)
-    for part in plan.parts:
-        each = epochs * len(part.train) * pace.training + len(part.test) * views * pace.view
-        seconds += study.seeds * each
-    return (trials, len(plan.parts) * study.seeds), seconds
+    # What trains nothing is tested once a fold, for all seeds and fractions.
+    of_fold = {part.fold: part for part in plan.parts}
+    parts = plan.parts * study.seeds if row.trains else list(of_fold.values())
+    for part in parts:
+        seconds += epochs * len(part.train) * pace.training + len(part.test) * views * pace.view
+    return (trials, len(parts)), seconds
 
 
 def _known(plan: Plan) -> int:

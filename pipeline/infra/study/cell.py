@@ -157,9 +157,7 @@ class CellRunner:
             if trained is None:
                 setup = TrainingSetup.build(cell.params, cell.method, self.workspace, store=store)
                 trained = setup.trained
-                if (
-                    trained.model.trained_names
-                ):  # else the method is a baseline that only gets tested
+                if trained.model.trained_names:  # else a baseline, which is only tested
                     checkpoints = self.workspace.checkpoints(cell.params, run.name)
                     trainer = setup.trainer(
                         self.device, checkpoints=checkpoints, stop=self.stop, val_set=None

@@ -24,9 +24,16 @@ CLASSES = 40
 ACCURACY_NOTE = (
     "Each clip is tested once per seed, by a training that saw none of its group. 95 % intervals:"
     " bootstrap over groups crossed with seeds, widened for few groups. p against chance: labels "
-    "permuted within groups, Holm. GFLOPs are multiply-accumulates: of a view every token through"
-    " every block, as the papers print them; of a training clip what is computed, forward and "
-    "backward."
+    "permuted within groups, Holm."
+)
+COSTS_NOTE = (
+    "GFLOPs are multiply-accumulates: of a view every token through every block, as the papers print"
+    " them; of a training clip what is computed, forward and backward. Dashed: the Pareto front, which"
+    " no other row beats in both."
+)
+SENSITIVITY_NOTE = (
+    "Validation within the training part of the folds, mean over the trials of one learning rate. Of"
+    " those that were stopped early, which are rings in the picture, the last accuracy."
 )
 BEST_NOTE = (
     "Difference of top-1 in points with its 95 % interval; p: signs of whole groups flipped "
@@ -84,12 +91,32 @@ def accuracy_section(tables: Tables) -> Section:
         "groups": table.groups.astype(str).tolist(),
         "clips": table.clips.astype(str).tolist(),
         "seeds": table.seeds.astype(str).tolist(),
-        "tunable M": [number(v) for v in table.tunable_m],
-        "GFLOPs/view": [number(v) for v in table.gflops],
-        "GFLOPs to train": [number(v) for v in table.training_gflops],
         "failed": table.failed.astype(str).tolist(),
     }
-    return Section("Accuracy", **_rows(columns), note=ACCURACY_NOTE, lines=tables.warnings)
+    lines = (*_reasons(tables), *tables.warnings)
+    return Section("Accuracy", **_rows(columns), note=ACCURACY_NOTE, lines=lines)
+
+
+def _reasons(tables: Tables) -> list[str]:
+    """Why rows have no number: of each the first error."""
+    missing = tables.accuracy.method[tables.accuracy.top1.isna()]
+    failed = tables.cells[tables.cells.state == "failed"]
+    first = failed[failed.method.isin(missing)].groupby("method", sort=False).error.first()
+    return [f"{name} has no result: {error}" for name, error in first.items()]
+
+
+def costs_section(tables: Tables) -> Section:
+    table = tables.accuracy
+    columns: dict[str, Sequence[str]] = {
+        "method": table.method.tolist(),
+        "top1 %": [percent(v) for v in table.top1],
+        "tunable M": [number(v) for v in table.tunable_m],
+        "with head M": [number(v) for v in table.tunable_with_head_m],
+        "new at inference M": [number(v) for v in table.new_at_inference_m],
+        "GFLOPs/view": [number(v) for v in table.gflops],
+        "GFLOPs to train": [number(v) for v in table.training_gflops],
+    }
+    return Section("Costs", **_rows(columns), note=COSTS_NOTE)
 
 
 def difference_section(title: str, table: pd.DataFrame, note: str) -> Section:
@@ -112,9 +139,13 @@ def sections(tables: Tables) -> list[Section]:
     found = [
         Section("Recommendation", lines=tables.sentences, note=RULES),
         accuracy_section(tables),
+        costs_section(tables),
         difference_section("Against the best", tables.best, BEST_NOTE),
         difference_section("Against the reference", tables.reference, ""),
     ]
+    trials = tables.cells[(tables.cells.kind == "trial") & tables.cells.val_top1.notna()]
+    if len(trials):
+        found.append(_sensitivity_section(trials))
     if tables.curves.fraction.nunique() > 1:
         found.append(_curves_section(tables.curves))
     if len(tables.orders):
@@ -122,10 +153,43 @@ def sections(tables: Tables) -> list[Section]:
     found += [_classes_section(tables.classes), _choices_section(tables.choices)]
     failed = tables.cells[tables.cells.state == "failed"]
     if len(failed):
-        columns = {k: [str(v) for v in failed[k]] for k in ("method", "kind", "fold", "error")}
-        found.append(Section("Failed cells", **_rows(columns)))
+        found.append(_failed_section(failed))
     found.append(_hardest_section(tables.hardest))
     return found
+
+
+def _sensitivity_section(trials: pd.DataFrame) -> Section:
+    early = trials.assign(early=trials.epoch < trials.epochs)
+    keys = ["method", "lr"]
+    found = early.groupby(keys).agg(
+        trials=("lr", "size"), early=("early", "sum"), top1=("val_top1", "mean")
+    )
+    of_name = {name: i for i, name in enumerate(dict.fromkeys(trials.method))}
+    found = found.reset_index().sort_values(
+        keys, key=lambda column: column.map(of_name) if column.name == "method" else column
+    )
+    columns: dict[str, Sequence[str]] = {
+        "method": found.method.tolist(),
+        "learning rate": [number(v) for v in found.lr],
+        "trials": found.trials.astype(str).tolist(),
+        "stopped early": found.early.astype(str).tolist(),
+        "val top1 %": [percent(v) for v in found.top1],
+    }
+    return Section("Sensitivity", **_rows(columns), note=SENSITIVITY_NOTE)
+
+
+def _failed_section(failed: pd.DataFrame) -> Section:
+    """One line for all cells of a row that failed alike."""
+    found = failed.groupby(["method", "kind", "error"], sort=False).fold.agg(["unique", "size"])
+    found = found.reset_index()
+    columns: dict[str, Sequence[str]] = {
+        "method": found.method.tolist(),
+        "kind": found.kind.tolist(),
+        "cells": found["size"].astype(str).tolist(),
+        "folds": [", ".join(str(int(v)) for v in sorted(folds)) for folds in found["unique"]],
+        "error": found.error.astype(str).tolist(),
+    }
+    return Section("Failed cells", **_rows(columns))
 
 
 def _curves_section(curves: pd.DataFrame) -> Section:
@@ -158,6 +222,10 @@ def _classes_section(classes: pd.DataFrame) -> Section:
 
 
 def _choices_section(choices: pd.DataFrame) -> Section:
+    """Without rows that have no choice, and without parts that took over what another chose."""
+    own = choices.val_top1.notna()
+    same = choices.duplicated(["method", "fold", "settings"], keep="last")
+    choices = choices[(choices.trial >= 0) & (own | ~same)]
     columns: dict[str, Sequence[str]] = {
         "method": choices.method.tolist(),
         "fold": choices.fold.astype(str).tolist(),

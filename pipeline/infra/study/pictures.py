@@ -20,7 +20,7 @@ from vidpipe.viz.comparison import plot_per_class, plot_use_of_time
 from vidpipe.viz.data import plot_contact_sheet
 from vidpipe.viz.study import plot_accuracy_against, plot_learning_curves, plot_sensitivity
 
-STRIP = 8
+STRIP = 6
 """Frames of a hard clip."""
 FRAME = (96, 128)
 """Their size."""
@@ -51,12 +51,13 @@ def draw(
     for column, (label, text) in COSTS.items():
         if column in table and table[column].notna().any() and table.top1.notna().any():
             title = f"Accuracy {text}"
-            add("Accuracy", title, partial(plot_accuracy_against, table, column, label, title))
+            add("Costs", title, partial(plot_accuracy_against, table, column, label, title))
     if tables.curves.fraction.nunique() > 1:
         add("Learning curves", "learning curves", lambda p: plot_learning_curves(tables.curves, p))
     trials = tables.cells[tables.cells.kind == "trial"]
     if len(trials) and trials.val_top1.notna().any():
-        add("Sensitivity", "accuracy over learning rate", lambda p: plot_sensitivity(trials, p))
+        drawn = partial(plot_sensitivity, trials, table.method[table.top1.notna()].tolist())
+        add("Sensitivity", "accuracy over learning rate", drawn)
     if len(tables.classes):
         add("By class", "top-1 by class", lambda p: plot_per_class(tables.classes, p))
     if len(tables.orders):

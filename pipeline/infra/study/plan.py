@@ -106,6 +106,11 @@ class RowPlan:
     error: str | None = None
     """Why the row has no model."""
 
+    @property
+    def trains(self) -> bool:
+        """False for zero_shot: one test a fold serves all seeds and fractions."""
+        return self.cost is None or self.cost.tunable > 0
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -178,8 +183,9 @@ class Plan:
         share: float,
         added: float,
     ) -> Cell:
-        params = cell_params(self.raw, (*row.row.sets, *row.settings[trial]), seed)
-        own = frozenset(ids[0]) == self.own_train
+        model_seed = seed if row.trains else self.params.train.seed
+        params = cell_params(self.raw, (*row.row.sets, *row.settings[trial]), model_seed)
+        own = frozenset(ids[0]) == self.own_train or not row.trains
         data = self.data if own else config_hash(self.data, sorted(ids[0]))
         method = row.row.method
         name = training_hash(params, method, self.workspace, row.weights, data)

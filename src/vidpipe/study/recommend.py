@@ -90,11 +90,13 @@ def _costs(known: pd.DataFrame, name: str, chosen: str) -> str:
     """How the costs of `name` compare with those of `chosen`."""
     parts = []
     for column, what in (("gflops", "at inference"), ("training_gflops", "to train")):
-        ratio = known[column][name] / known[column][chosen]
-        if abs(ratio - 1) <= EQUAL:
+        own, other = float(known[column][name]), float(known[column][chosen])
+        if abs(own - other) <= EQUAL * other:
             parts.append(f"costs the same {what}")
+        elif other == 0:  # zero_shot, which is not trained
+            parts.append(f"costs something {what}, which {chosen} does not")
         else:
-            parts.append(f"costs {ratio:.2g} times as much {what}")
+            parts.append(f"costs {own / other:.2g} times as much {what}")
     return " and ".join(parts)
 
 
@@ -106,8 +108,8 @@ def _reference(table: pd.DataFrame, chosen: str) -> list[str]:
     sure = "" if row.significant else ", which is not significant"
     better = "above" if row.difference >= 0 else "below"
     return [
-        f"It is {abs(100 * row.difference):.0f} points {better} {row.reference} "
-        f"(p {row.p_adjusted:.2g}{sure})."
+        f"{chosen} is {abs(100 * row.difference):.0f} points {better} the reference "
+        f"{row.reference} (p {row.p_adjusted:.2g} by Holm{sure})."
     ]
 
 

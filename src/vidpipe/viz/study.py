@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from vidpipe.viz.comparison import _interval, _style
 from vidpipe.viz.plots import COLOURS, save
 
-MOST_LINES = 12
-"""Rows that are drawn by themselves: more cannot be told apart."""
+MOST_LINES = 16
+"""Rows that have a line: more cannot be told apart, and the title says so."""
 
 
 def pareto_front(table: pd.DataFrame, column: str) -> list[int]:
@@ -73,13 +74,15 @@ def plot_accuracy_against(
     save(figure, path)
 
 
-def plot_sensitivity(trials: pd.DataFrame, path: Path) -> None:
+def plot_sensitivity(trials: pd.DataFrame, rows: Sequence[str], path: Path) -> None:
     """Validation accuracy over the learning rate: columns method, lr, val_top1, epoch, epochs. A ring is
-    a trial that was stopped early; the line joins the means of the trials of equal rate."""
-    names = list(dict.fromkeys(trials.method))[:MOST_LINES]
+    a trial that was stopped early; the line joins the means of the trials of equal rate. A row has the
+    colour of its place in `rows`, as in the other pictures."""
+    tuned = [(i, name) for i, name in enumerate(rows) if name in set(trials.method)]
+    lines = tuned[:MOST_LINES]
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.subplots()
-    for i, name in enumerate(names):
+    for i, name in lines:
         own = trials[(trials.method == name) & trials.val_top1.notna()]
         ended = own[own.epoch == own.epochs]
         colour = COLOURS[i % len(COLOURS)]
@@ -89,35 +92,44 @@ def plot_sensitivity(trials: pd.DataFrame, path: Path) -> None:
         axes.plot(mean.index, mean, label=name, markersize=7, **_style(i))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_minor_formatter(NullFormatter())  # it would write formulas
     axes.set(
         xlabel="learning rate",
         ylabel="validation top-1, %",
-        title="Accuracy over the learning rate (within the training part; rings: stopped early)",
+        title=_title("Accuracy over the learning rate (rings: stopped early)", len(tuned)),
     )
-    _finish(figure, axes, len(names))
+    _finish(figure, axes, len(lines))
     save(figure, path)
 
 
 def plot_learning_curves(curves: pd.DataFrame, path: Path) -> None:
     """Top-1 with its interval over the fraction of the training groups (AIM Fig. 3, ST-Adapter 2c)."""
-    names = list(dict.fromkeys(curves.method))[:MOST_LINES]
+    curves = curves[curves.top1.notna()]
+    known = list(dict.fromkeys(curves.method))
+    names = known[:MOST_LINES]
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for i, name in enumerate(names):
-        own = curves[(curves.method == name) & curves.top1.notna()].sort_values("fraction")
+        own = curves[curves.method == name].sort_values("fraction")
         low = 100 * (own.top1 - own.top1_low).clip(lower=0).fillna(0)
         high = 100 * (own.top1_high - own.top1).clip(lower=0).fillna(0)
         # Apart by a little: intervals at the same place would hide each other.
-        x = 100 * own.fraction * (1 + 0.012 * (i - len(names) / 2))
+        x = 100 * own.fraction * (1 + 0.012 * (i - (len(names) - 1) / 2))
         axes.errorbar(x, 100 * own.top1, yerr=[low, high], capsize=3, label=name, **_style(i))
     axes.set(
         xlabel="training groups, %",
         ylabel="top-1, % (95 % interval)",
-        title="Accuracy over the amount of training data",
+        title=_title("Accuracy over the amount of training data", len(known)),
     )
+    fractions = sorted(curves.fraction.unique())
+    axes.set_xticks([100 * f for f in fractions], [f"{100 * f:g}" for f in fractions])
     _finish(figure, axes, len(names))
     save(figure, path)
+
+
+def _title(text: str, rows: int) -> str:
+    return text if rows <= MOST_LINES else f"{text}: the first {MOST_LINES} of {rows} rows"
 
 
 def _finish(figure: Figure, axes: Axes, rows: int) -> None:

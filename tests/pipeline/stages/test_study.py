@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,38 @@ def test_a_row_that_fails_says_so_and_the_others_stand(first: Any) -> None:
     report = first[2]["report.md"].decode()
     assert "| too deep | final |" in report
     assert "Rules: candidates are" in report
+
+
+def test_the_page_has_every_part_in_order_and_its_pictures(first: Any) -> None:
+    html = Path("results/studies/small.html").read_text(encoding="utf-8")
+    found = [title.partition("<")[0] for title in html.split("<h2>")[1:]]
+    start = ["Recommendation", "Accuracy", "Costs", "Against the best", "Against the reference"]
+    assert found[:7] == [*start, "Sensitivity", "Learning curves"]
+    assert found[-5:] == ["By class", "Chosen settings", "Failed cells", "Hardest clips", "Times"]
+    pictures = {part.partition("<")[0]: part.count("<img ") for part in html.split("<h2>")[1:]}
+    assert pictures["Costs"] == 4  # GFLOPs, parameters, training, latency
+    assert all(pictures[k] == 1 for k in ("Sensitivity", "Learning curves", "Hardest clips"))
+    assert "too deep has no result: " in html
+
+
+def test_a_choice_is_listed_where_it_was_made(first: Any) -> None:
+    """Neither where another part took it over, nor for a row that never was tuned."""
+    section = next(s for s in page.sections(first[0]) if s.title == "Chosen settings")
+    assert [row[:3] for row in section.rows] == [
+        [name, fold, "1"] for name in ("linear_probe", "st_adapter") for fold in "12"
+    ]
+
+
+def test_the_null_study_is_printed_and_kept(first: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("results/studies/small", "results/studies/nulled")
+    found = stage.null(settings(name="nulled")[0], HERE, 20)
+    assert "false alarms at 5 %" in capsys.readouterr().out
+    kept = pd.read_csv("results/studies/nulled/null.csv")
+    pd.testing.assert_frame_equal(kept, found, check_dtype=False)
+    assert kept.studies.eq(20).all()
+    assert set(kept.test) >= {"chance", "reference", "best"}
+    with pytest.raises(VidpipeError, match="run `vidpipe study` first"):
+        stage.null(settings(name="never")[0], HERE, 20)
 
 
 def test_each_row_has_the_same_trials_and_the_choice_is_the_best_of_them(first: Any) -> None:

@@ -19,6 +19,8 @@ from small_store import small_project
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
+from pipeline.infra.study import page
+from pipeline.infra.study.cell import CellRunner
 from vidpipe.config.overlay import read_yaml
 from vidpipe.files import read_json
 from vidpipe.methods.prompts import ACTION_PROMPTS
@@ -127,20 +129,32 @@ def test_a_text_head_on_a_backbone_without_texts_is_one_line(in_folder: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_zero_shot_is_a_row_of_a_study_that_is_only_tested(
-    clip_model: Any, in_folder: Path
+def test_zero_shot_is_a_row_of_a_study_that_is_tested_once_a_fold(
+    clip_model: Any, in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = read_yaml(in_folder / "params.yaml")
-    raw["study"] = {"methods": ["zero_shot", "linear_probe"], "folds": 2, "trials": 2}
-    raw["study"] |= {"reference": "zero_shot", "inner_fraction": 0.4}
+    raw["study"] = {"methods": ["zero_shot", "linear_probe"], "folds": 2, "trials": 2, "seeds": 2}
+    raw["study"] |= {"reference": "zero_shot", "inner_fraction": 0.4, "fractions": [0.5, 1.0]}
     (in_folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    plan = run("study", "--dry-run")
+    assert "14: 4 trials, 10 final trainings" in plan, plan
+    assert "fails" not in plan
+    monkeypatch.setattr(page, "draw", lambda *_: {})  # pictures take longer than such trainings
+    tested, test = [], CellRunner._test
+
+    def recorded(runner: CellRunner, cell: Any, *rest: Any) -> Any:
+        tested.append(cell.method)
+        return test(runner, cell, *rest)
+
+    monkeypatch.setattr(CellRunner, "_test", recorded)
     run("study")
+    assert (tested.count("zero_shot"), tested.count("linear_probe")) == (2, 8)
     cells = pd.read_parquet(in_folder / "results/studies/default/cells.parquet")
     assert cells[cells.state == "failed"].empty
     kinds = cells.groupby(["method", "kind"]).size().to_dict()
     assert kinds == {
-        ("zero_shot", "final"): 2,
-        ("linear_probe", "final"): 2,
+        ("zero_shot", "final"): 8,  # the same two tests for each seed and fraction
+        ("linear_probe", "final"): 8,
         ("linear_probe", "trial"): 4,
     }
     assert (cells[cells.method == "zero_shot"].epochs == 0).all()
@@ -148,3 +162,26 @@ def test_zero_shot_is_a_row_of_a_study_that_is_only_tested(
     assert accuracy.tunable_m["zero_shot"] == 0
     assert accuracy.training_gflops["zero_shot"] == 0
     assert accuracy.top1.notna().all()
+    assert (accuracy.failed == 0).all()
+    curves = pd.read_csv(in_folder / "results/studies/default/curves.csv")
+    assert curves[curves.method == "zero_shot"].top1.nunique() == 1
+
+
+def test_zero_shot_without_a_text_tower_is_a_row_with_the_reason(
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "draw", lambda *_: {})
+    small_project(in_folder, epochs=1)
+    raw = read_yaml(in_folder / "params.yaml")
+    raw["study"] = {"methods": ["zero_shot", "linear_probe"], "folds": 2, "trials": 1}
+    raw["train"] |= {"warmup_epochs": 0}
+    (in_folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    run("study")
+    folder = in_folder / "results/studies/default"
+    accuracy = pd.read_csv(folder / "accuracy.csv").set_index("method")
+    assert accuracy.failed.to_dict() == {"zero_shot": 2, "linear_probe": 0}
+    assert accuracy.top1.notna().to_dict() == {"zero_shot": False, "linear_probe": True}
+    lines = (folder / "report.md").read_text().splitlines()
+    said, row = (line for line in lines if "needs a text tower" in line)
+    assert said.startswith("zero_shot has no result: ")
+    assert row.startswith("| zero_shot | final | 2 | 1, 2 | ")

@@ -67,6 +67,16 @@ def test_what_is_far_behind_is_no_candidate_though_the_test_cannot_tell() -> Non
     assert "b is 10 points behind a, which 8 groups do not tell from noise (p 0.2)." in said
 
 
+def test_a_cost_of_nothing_is_no_divisor() -> None:
+    free = {"top1": 0.9, "p": 1, "training_gflops": 0.0}
+    said = recommendation(*tables({"zero_shot": free, "b": {"top1": 0.89, "p": 0.9}}, "zero_shot"))
+    assert said[0].startswith("zero_shot: the most accurate")
+    assert said[1] == (
+        "b is within noise of the best, costs the same at inference and "
+        "costs something to train, which zero_shot does not."
+    )
+
+
 def test_too_few_groups_recommend_nothing() -> None:
     said = recommendation(*tables({"a": {"top1": 0.9, "p": 1}, "b": {"top1": 0.8, "p": 1}}, "a", 5))
     assert said == [
@@ -93,7 +103,7 @@ def test_what_is_no_better_than_chance_and_the_order_of_frames_are_said() -> Non
     orders = pd.DataFrame([{"method": "a", "shuffled_drop": 0.3, "p": 0.01}])
     said = recommendation(accuracy, versus, reference, orders, groups)
     assert "b is not shown to be better than chance." in said
-    assert "It is 70 points above b (p 0.01)." in said
+    assert "a is 70 points above the reference b (p 0.01 by Holm)." in said
     assert said[-1] == "The order of frames matters: a loses 30 points without it (p 0.01)."
 
 
