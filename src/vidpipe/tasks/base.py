@@ -8,11 +8,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd  # a package opens without it
 
 
 @dataclass

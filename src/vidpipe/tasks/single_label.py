@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from vidpipe.tasks.base import Predictions, Task
 from vidpipe.tasks.scores import Array, Statistic, interval, mean_class_accuracy
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ECE_BINS = 15
 
@@ -177,6 +180,8 @@ def per_class_table(predictions: Predictions, classes: Sequence[str]) -> pd.Data
             lost = orders["in_order"][own] - orders["shuffled"][own]
             row["shuffled_drop"] = float(lost.mean()) if total else None
         rows.append({**row, "most_confused_with": worst})
+    import pandas as pd
+
     return pd.DataFrame(rows)
 
 
@@ -195,6 +200,8 @@ def predictions_table(predictions: Predictions, classes: Sequence[str]) -> pd.Da
     }
     for name, reordered in predictions.orders.items():
         table[f"{name}_predicted"] = names[reordered.argmax(1).numpy()]
+    import pandas as pd
+
     return pd.DataFrame(table)
 
 
@@ -209,4 +216,6 @@ def calibration_table(predictions: Predictions) -> pd.DataFrame:
         for b in range(ECE_BINS)
         if (which == b).any()
     ]
+    import pandas as pd
+
     return pd.DataFrame(rows, columns=["confidence", "accuracy", "clips"])
