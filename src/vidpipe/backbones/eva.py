@@ -52,9 +52,8 @@ class EvaBlockView(JointBiasView):
         rope = self.view.rope(self.index)
         if rope is None:
             return q, k
-        if (
-            kept := self.view.kept
-        ) is not None:  # (P, 2d) or (heads, P, 2d) -> (B*T, 1 or heads, n, 2d)
+        kept = self.view.kept
+        if kept is not None:  # (P, 2d) or (heads, P, 2d) -> (B*T, 1 or heads, n, 2d)
             rope = rope[None, kept] if rope.ndim == 2 else rope[:, kept]
             rope = rope.transpose(0, 1)
         first = k.shape[-2] - rope.shape[-2]  # patches are the last tokens, whatever stands before
