@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.ready
+# A project beside the clone, which stays as it is; `make ui DEMO=.` shows the clone's own runs.
+DEMO ?= build/demo
 export PATH := $(BIN):$(PATH)
 # DVC and MLflow report usage over the network unless told not to.
 export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
+# MLflow's server would start seven more processes for jobs of language models.
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION := false
 
-.PHONY: help setup demo test test-long test-fast test-gpu lint format lock ui clean
+.PHONY: help setup demo test test-long test-fast test-gpu lint docs format lock ui clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,9 +32,8 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(READY)
 
-demo: $(READY) ## Run the whole pipeline on the embedded data set and show the table
-	dvc repro
-	@vidpipe report
+demo: $(READY) ## Run the whole pipeline on the embedded data set, in build/demo, and show the table
+	@python scripts/demo.py $(DEMO)
 
 test: $(READY) ## Run the whole test suite, two files at a time
 	# A file stays together: what its tests share is made once. In their order: end-to-end tests, which
@@ -52,6 +55,10 @@ lint: $(READY) ## Ruff, its formatter and the type checker
 	ruff format --check .
 	mypy
 
+docs: $(READY) ## Build the documentation into build/docs; a broken link is an error
+	sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "docs: build/docs/index.html"
+
 format: $(READY) ## Let ruff rewrite what it can
 	ruff check --fix .
 	ruff format .
@@ -61,8 +68,8 @@ lock: ## Resolve requirements.lock anew (versions and hashes, no addresses)
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --upgrade --quiet --output-file requirements.lock
 
-ui: $(READY) ## Open the MLflow UI on http://127.0.0.1:5000
-	mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1
+ui: $(READY) ## Open the MLflow UI of the demo on http://127.0.0.1:5000
+	mlflow ui --backend-store-uri sqlite:///$(abspath $(DEMO))/mlflow.db --host 127.0.0.1
 
 clean: ## Remove caches and untracked run data; keeps DVC's cache and the environment
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis ray outputs build

@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import vidpipe
+from vidpipe.data.layouts.ava_files import read_label_map
 from vidpipe.data.model_input import to_input
 from vidpipe.device import autocast, choose_device
 from vidpipe.tasks.detection import frame_map
-from vidpipe.tasks.detection.ava_files import read_label_map
 from vidpipe.tasks.detection.detector import Detector
 from vidpipe.tasks.detection.samples import (
     BoxTransform,
@@ -86,7 +86,7 @@ def train(own: Detector, keys: list[KeyFrame], clips: Clips, args: Any, blind: b
         for start in range(0, len(keys) - args.batch + 1, args.batch):
             parts, targets = [], []
             for i in order[start : start + args.batch]:
-                video, boxes, kept = transform(clips(keys[i]), keys[i].boxes)
+                video, boxes, kept, _ = transform(clips(keys[i]), keys[i].boxes)
                 parts.append((video, boxes))
                 targets.append(keys[i].targets[kept])
             video, boxes = batch(parts, args.device)

@@ -185,3 +185,11 @@ assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_dvc_finds_our_stages_and_no_others() -> None:
+    """DVC reads every file of that name below the repository's root, templates too."""
+    skipped = {".venv", "outputs", "build"}
+    found = {file.relative_to(PROJECT) for file in PROJECT.rglob("dvc.yaml")}
+    own = {file.as_posix() for file in found if not skipped & set(file.parts)}
+    assert own == {"dvc.yaml", "study/dvc.yaml"}

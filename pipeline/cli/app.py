@@ -13,10 +13,14 @@ import typer
 
 from pipeline.cli.configuration import backbones, methods, params, profile, recipes
 from pipeline.cli.data import check, convert_proposals, show, stats
+from pipeline.cli.hub import pull, push
 from pipeline.cli.options import with_options
+from pipeline.cli.project import doctor, init
+from pipeline.cli.serving import serve
 from pipeline.cli.stages import evaluate, export, extract, report, run, synth, train
 from pipeline.cli.study import study
-from pipeline.cli.trained import compare, demo, explain, predict, splits
+from pipeline.cli.tracking import promote, sync
+from pipeline.cli.trained import compare, demo, drift, embed, explain, predict, splits
 from pipeline.cli.tune import tune
 from pipeline.cli.weights import fetch_weights, import_checkpoint
 
@@ -36,6 +40,8 @@ STAGES: Commands = {
     "run": run,
 }
 BEFORE: Commands = {
+    "init": init,
+    "doctor": doctor,
     "params": params,
     "methods": methods,
     "backbones": backbones,
@@ -47,10 +53,17 @@ AFTER: Commands = {
     "compare": compare,
     "splits": splits,
     "explain": explain,
+    "promote": promote,
+    "sync": sync,
     "predict": predict,
+    "drift": drift,
+    "embed": embed,
     "demo": demo,
+    "serve": serve,
 }
-WEIGHTS: Commands = {
+SHARING: Commands = {
+    "push": push,
+    "pull": pull,
     "fetch-weights": fetch_weights,
     "import-checkpoint": import_checkpoint,
 }
@@ -71,7 +84,7 @@ app = _group("Turn a frozen image transformer into a video action classifier.")
 _add(app, STAGES, "Stages, in their order")
 _add(app, BEFORE, "Before a training")
 _add(app, AFTER, "With trained models")
-_add(app, WEIGHTS, "Weights of others")
+_add(app, SHARING, "Shared models and weights of others")
 data_group = _group("Look at the extracted data.")
 _add(
     data_group,

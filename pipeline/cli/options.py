@@ -19,6 +19,7 @@ from typer.models import OptionInfo
 
 if TYPE_CHECKING:
     from pipeline.infra.workspace import Workspace
+    from pipeline.tools.predict_people import Who
     from vidpipe.errors import ArgumentError
     from vidpipe.params import Params
 
@@ -75,13 +76,18 @@ class Configuration:
 
         return load_params(self.params, self.overlays())
 
+    def recipe_methods(self) -> list[str]:
+        """The methods that the recipe has blocks for."""
+        from pipeline.infra.recipes import load_recipe
+
+        return load_recipe(self.recipe).methods if self.recipe else []
+
     def choose_method(self, method: str | None, params: Params) -> str:
         """`method`, or the one that the recipe is for. Raises VidpipeError where it is unclear."""
-        from pipeline.infra.recipes import load_recipe
         from vidpipe.errors import VidpipeError
 
         if method is None:
-            found = load_recipe(self.recipe).methods if self.recipe else []
+            found = self.recipe_methods()
             if len(found) != 1:
                 count = len(found) or "no"
                 why = (
@@ -116,6 +122,70 @@ class Run(Configuration):
         return shlex.join(
             text for name, value in given for text in (f"--{name.replace('_', '-')}", str(value))
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """Whether and how `predict` merges windows."""
+
+    timeline: Annotated[
+        bool,
+        typer.Option(
+            "--timeline",
+            help="Merge windows into start, end, label, score; also as json, vtt, srt or edl. --window: "
+            "default the model's; --step: a quarter of it.",
+        ),
+    ] = False
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="--timeline: least probability.")
+    ] = None
+    min_length: Annotated[
+        float, typer.Option(min=0, help="--timeline: seconds; shorter stretches are left out.")
+    ] = 0.0
+    rate: Annotated[
+        int, typer.Option(min=1, max=240, help="--timeline: frames a second of an EDL.")
+    ] = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """Where the boxes of people come from, of models of task detection."""
+
+    proposals: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="Of a model of task detection: CSV or Parquet of people's boxes.",
+        ),
+    ] = None
+    proposals_start: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Second of the proposals' clock at which videos begin: 900 of AVA's cut videos.",
+        ),
+    ] = 0.0
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="In place of --proposals: weights of torchvision's person detector, a file or hub."
+        ),
+    ] = None
+    detector_model: Annotated[str, typer.Option(help="Of torchvision: fasterrcnn_...")] = (
+        "fasterrcnn_resnet50_fpn_v2"
+    )
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Of a person's box.")] = 0.8
+
+    def who(self) -> Who:
+        from pipeline.tools.predict_people import Who
+
+        found = (self.detector, self.detector_model, self.min_score, self.proposals_start)
+        return Who(self.proposals, *found)
+
+    @property
+    def given(self) -> bool:
+        return self.proposals is not None or self.detector is not None
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

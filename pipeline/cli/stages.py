@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import Method, Run
+
+EMBEDDED = Path("data/synth")
+"""`data.root` of the data set that `vidpipe synth` renders, below the folder of `--out`."""
 
 if TYPE_CHECKING:
     from pipeline.infra.workspace import Workspace
@@ -18,7 +23,10 @@ def synth(given: Run) -> None:
     params = given.read()
     from pipeline.stages import synth as stage
 
-    stage.run(params.synth, given.workspace.synth)
+    found = stage.run(params.synth, given.workspace.synth)
+    from pipeline.infra.console import console
+
+    console.print(f"synth: {found['clips']} clips of {found['classes']} classes")
 
 
 def extract(given: Run) -> None:
@@ -29,6 +37,9 @@ def extract(given: Run) -> None:
 
     counts = stage.run(params.data, params.extract, workspace.store)
     write_json(workspace.results / "extract.json", counts)
+    from pipeline.infra.console import console
+
+    console.print(f"extract: {counts['clips']} clips, {counts['quarantined']} left out")
 
 
 def train(
@@ -53,10 +64,12 @@ def train(
         return
     if given.data_root is not None and params.data.store is None and not workspace.store.exists():
         extract(given)
+    from pipeline.infra.console import brief
     from pipeline.stages import train as stage
 
     stage.run(params, method, workspace)
-    typer.echo(f"next: vidpipe evaluate {given.arguments(method=method)}", err=True)
+    if not brief():
+        typer.echo(f"next: vidpipe evaluate {given.arguments(method=method)}", err=True)
 
 
 def _warn_of_start(recipe: str | None, params: Params) -> None:
@@ -123,12 +136,35 @@ def _evaluated(workspace: Workspace) -> list[str]:
 
 
 def run(
-    *, methods: Annotated[str, typer.Option(help="Comma-separated methods.")], given: Run
+    *,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated; default: the recipe's, else those of pipeline.methods."
+        ),
+    ] = None,
+    given: Run,
 ) -> None:
-    """Every stage from extract to report, one after the other, without DVC."""
-    params, workspace, names = given.read(), given.workspace, methods.split(",")
+    """Every stage from extract to report, one after the other, without DVC.
+
+    Where data.root is the embedded data set's, it is rendered first.
+    """
+    from vidpipe.errors import ArgumentError
+
+    params, workspace = given.read(), given.workspace
+    names = methods.split(",") if methods else given.recipe_methods()
+    names = names or list(params.pipeline.methods)
+    if not names:
+        raise ArgumentError("methods", " is missing, and pipeline.methods lists none")
     for name in names:
         params.method(name)
+    if given.data_root is None and Path(params.data.root) == EMBEDDED:
+        from pipeline.stages import synth as synth_stage
+
+        synth_stage.refuse_other(params.synth, workspace.synth)
+        synth(given)
+        given = replace(given, data_root=str(workspace.synth))
+        params = given.read()
     from pipeline.stages import evaluate, export, train
     from pipeline.stages import report as report_stage
 

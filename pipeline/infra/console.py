@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -43,6 +44,11 @@ class PlainConsole(Console):
 
 # Standard error: standard output belongs to results that a script may read.
 console = PlainConsole(stderr=True, soft_wrap=True)
+
+
+def brief() -> bool:
+    """Whether VIDPIPE_BRIEF=1 asks for one line a stage, as in a run of many of them."""
+    return os.environ.get("VIDPIPE_BRIEF", "") not in ("", "0")
 
 
 def progress() -> Progress:

@@ -29,7 +29,7 @@ def view_seconds(setup: TrainingSetup, device: torch.device) -> float:
     clips = min(len(setup.val_set), max(1, config.batch_size // max(1, config.num_workers)))
     part = torch.utils.data.Subset(setup.val_set, range(clips))
     normalisation = setup.trained.backbone.mean, setup.trained.backbone.std
-    model = setup.trained.model.to(device)
+    model = setup.trained.task.network(setup.trained.model.to(device))
     started = time.perf_counter()
     validate(model, part, config, normalisation, device, task=setup.trained.task)
     return (time.perf_counter() - started) / clips

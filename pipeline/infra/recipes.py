@@ -25,7 +25,7 @@ from vidpipe.files import atomic_file
 FOLDER = Path(__file__).parents[1] / "recipes"
 NO_PARAMETERS = ("extends", "expects", "ours", "starts_from")
 NULL = "tag:yaml.org,2002:null"
-Dataset = Literal["K400", "K700", "SSv2", "Diving48", "UCF101", "HMDB51"]
+Dataset = Literal["K400", "K700", "SSv2", "Diving48", "UCF101", "HMDB51", "AVA2.2"]
 
 
 class Subject(Section):
@@ -41,8 +41,9 @@ class Expects(Subject):
 
     paper: Literal["001", "002", "003"]
     table: str
-    top1: float
+    top1: float | None = None
     top5: float | None = None
+    map: float | None = Field(None, description="frame mAP of detection, in place of top1")
     tunable_m: int | float | None = Field(
         None, description="as printed: papers differ about the head"
     )

@@ -8,7 +8,7 @@ from types import TracebackType
 import psutil
 import torch
 
-from pipeline.infra.console import console, progress
+from pipeline.infra.console import brief, console, progress
 from vidpipe.training.metrics import EpochMetrics, EpochTiming, StepInfo
 
 LINE_EVERY_S = 60.0
@@ -55,7 +55,11 @@ class TrainingDisplay:
 
     def epoch(self, metrics: EpochMetrics, timing: EpochTiming) -> None:
         self.shown = time.monotonic()
+        if brief() and metrics.epoch < self.epochs:
+            return
         validated = f"  val top1 {metrics.val_top1:.1%}" if metrics.val_top1 is not None else ""
+        if metrics.val_score is not None:
+            validated += f"  val score {metrics.val_score:.1%}"
         console.print(
             f"{self.method} epoch {metrics.epoch}/{self.epochs}  loss {metrics.train_loss:.3f}  "
             f"top1 {metrics.train_top1:.1%}{validated}  {timing.clips_per_s:.0f} clips/s"

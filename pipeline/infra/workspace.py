@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vidpipe.config.identity import config_hash
+from vidpipe.errors import VidpipeError
 from vidpipe.files import sha256
 from vidpipe.params import Params, deciding_sections
 
 if TYPE_CHECKING:  # a typo in an argument is answered before torch and pandas are imported
+    from vidpipe.features.place import Place
     from vidpipe.training.state import Checkpoints
     from vidpipe.video.store import FrameStore
 
@@ -59,6 +61,12 @@ class Workspace:
         """Measured times, ignored by git and DVC: they differ on every run."""
         return self.results / method / "timing.json"
 
+    def features(self, params: Params) -> Place:
+        """Frozen features that trainings share (`train.cache_features`)."""
+        from vidpipe.features.place import Place
+
+        return Place(params.train.cache_folder or self.root / "features")
+
     @property
     def ray(self) -> Path:
         """Ray's own storage: outside every DVC output, which DVC deletes before a rerun."""
@@ -66,10 +74,20 @@ class Workspace:
 
 
 def open_store(workspace: Workspace, params: Params) -> FrameStore:
+    """The frame store that training, evaluation and export read.
+
+    Raises VidpipeError where there is none, or one for another task.
+    """
     from vidpipe.video.store import FrameStore
 
     root = params.data.store or workspace.store
-    return FrameStore(root, params.train.cache_mb, params.data.reader)
+    store = FrameStore(root, params.train.cache_mb, params.data.reader)
+    if store.task != params.data.task:
+        raise VidpipeError(
+            f"data.task: {params.data.task}, but {store.root} was extracted for {store.task}; set it to "
+            f"{store.task}, or run `vidpipe extract` again"
+        )
+    return store
 
 
 def data_hash(workspace: Workspace, params: Params) -> str:
@@ -77,6 +95,19 @@ def data_hash(workspace: Workspace, params: Params) -> str:
     from vidpipe.video.store import manifest_sha256
 
     return manifest_sha256(params.data.store or workspace.store)
+
+
+def clips_hash(workspace: Workspace, params: Params, split: str = "val") -> str:
+    """Identity of a split's clips: their ids, labels and source files, whatever the other split has."""
+    from vidpipe.video.store import read_manifest
+
+    columns = ("id", "label", "split", "status", "sha256")
+    rows = read_manifest(params.data.store or workspace.store, columns).rows
+    own = rows[(rows.split == split) & (rows.status == "ok")].sort_values("id")
+    digest = hashlib.sha256()
+    for row in own.itertuples():
+        digest.update(f"{row.id}\t{row.label}\t{row.sha256}\n".encode())
+    return digest.hexdigest()
 
 
 def training_hash(

@@ -14,10 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.infra.console import console, progress
 from vidpipe.config.identity import config_hash
+from vidpipe.data.boxes import FILE, BoxRows
 from vidpipe.data.config import DataConfig
-from vidpipe.data.layouts import Item, list_items, resolve_inside
+from vidpipe.data.layouts import Item, Listing, list_items, resolve_inside
+from vidpipe.data.spans import rows_of_file, typical_length
 from vidpipe.errors import VidpipeError
 from vidpipe.files import disk_errors_named
 from vidpipe.video.config import ExtractConfig
@@ -28,6 +32,8 @@ from vidpipe.video.store import read_manifest
 from vidpipe.video.writer import StoreWriter
 
 Task = tuple[int, Path]
+MOST_NAMED = 20
+"""Key frames that are named one by one."""
 Work = Callable[[Path, ExtractConfig], Extracted]
 
 
@@ -42,10 +48,14 @@ def run(
     """
     listing = list_items(data)
     root = Path(data.root)
+    spans: dict[str, list[Item]] = {}
+    for item in listing.items:
+        spans.setdefault(item.path, []).append(item)
+    files = [own[0] for own in spans.values()]  # each is decoded once, however many spans it has
     listed = [
         {"id": id_, "path": item.path, "label": item.label, "split": item.split}
         | ({"group": item.group} if data.group is not None else {})
-        for id_, item in zip(_unique_ids(listing.items), listing.items, strict=True)
+        for id_, item in zip(_unique_ids(files), files, strict=True)
     ]
     # Shards hold all classes: reading a few at a time (train.shuffle: shards) must not skew batches.
     random.Random(0).shuffle(listed)
@@ -55,7 +65,7 @@ def run(
         stack.enter_context(disk_errors_named(out.parent))
         writer = StoreWriter(
             out,
-            config_hash(data, extract, listing.classes, listed),
+            config_hash(data, extract, listing.classes, listed, *_identity(listing)),
             listed,
             stats,
             shard_bytes=int(extract.shard_mb * 2**20),
@@ -79,8 +89,46 @@ def run(
                 speed = bar.tasks[0].finished_speed or bar.tasks[0].speed or 0
                 bar.update(task, advance=1, info=f"{speed:.1f} clips/s")
         _refuse_if_too_bad(writer.all_rows(), extract)
-        rows = writer.finish(listing.classes, extract.tier, data.group)
+        boxes = None
+        if listing.boxes is not None:
+            boxes = FILE, _boxes_of(listing.boxes, writer.all_rows(), extract)
+        of_file = None
+        if listing.spans:
+            piece = typical_length(listing.items)
+
+            def of_file(row: dict[str, Any]) -> list[dict[str, Any]]:
+                none = "" if data.task == "multilabel" else data.background
+                background = None if data.background is None else none
+                return rows_of_file(row, spans[row["path"]], background, piece)
+
+            _refuse_if_too_bad(
+                [own for row in writer.all_rows() for own in of_file(row)], extract, "spans"
+            )
+        rows = writer.finish(listing.classes, extract.tier, data.group, data.task, boxes, of_file)
     return _summary(rows)
+
+
+def _identity(listing: Listing) -> list[Any]:
+    if listing.spans:
+        return [[(i.path, i.label, i.start_s, i.end_s) for i in listing.items]]
+    return [] if listing.boxes is None else [listing.boxes.sha256]
+
+
+def _boxes_of(boxes: BoxRows, rows: list[dict[str, Any]], config: ExtractConfig) -> bytes:
+    """Of the usable videos. Key frames outside their video are named, and left out."""
+    kept, bad = boxes.in_store(rows)
+    for path, second, has in bad[:MOST_NAMED]:
+        console.print(f"left out key frame {path}, second {second}: {has}")
+    if len(bad) > MOST_NAMED:
+        console.print(f"left out {len(bad) - MOST_NAMED} more key frames outside their videos")
+    if len(bad) > config.max_bad_fraction * len(np.unique(boxes.key_frames)):
+        path, second, has = bad[0]
+        raise VidpipeError(
+            f"extract: {len(bad)} key frames lie outside their videos (first {path}, second {second}: "
+            f"{has}), more than extract.max_bad_fraction {config.max_bad_fraction:g}; check "
+            "data.detection.start_s, or raise it"
+        )
+    return kept.to_bytes()
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -161,7 +209,9 @@ def _unique_ids(items: list[Item]) -> list[str]:
     return [item.path if count[stem] > 1 else stem for item, stem in zip(items, stems, strict=True)]
 
 
-def _refuse_if_too_bad(rows: list[dict[str, Any]], config: ExtractConfig) -> None:
+def _refuse_if_too_bad(
+    rows: list[dict[str, Any]], config: ExtractConfig, what: str = "videos"
+) -> None:
     # How many files may be absent is data.max_missing_fraction's business.
     present = [row for row in rows if row["reason"] != "missing_file"]
     bad = [row for row in present if row["status"] != "ok"]
@@ -169,7 +219,7 @@ def _refuse_if_too_bad(rows: list[dict[str, Any]], config: ExtractConfig) -> Non
         reasons = Counter(row["reason"] for row in bad)
         listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         raise VidpipeError(
-            f"extract: {len(bad)} of {len(present)} videos are bad ({listed}; first "
+            f"extract: {len(bad)} of {len(present)} {what} are bad ({listed}; first "
             f"{bad[0]['path']}: {bad[0]['detail']}), more than extract.max_bad_fraction "
             f"{config.max_bad_fraction:g}; raise it to go on without them (nothing is decoded again)"
         )

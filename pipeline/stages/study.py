@@ -14,8 +14,9 @@ import torch
 from pipeline.infra.console import console, print_table
 from pipeline.infra.mlflow.tracking import tracked_run
 from pipeline.infra.study import page
+from pipeline.infra.study.kept import kept_file
 from pipeline.infra.study.plan import Plan, cell_params, make_plan
-from pipeline.infra.study.results import Tables, make_tables
+from pipeline.infra.study.results import Tables, make_tables, outcomes_of
 from pipeline.infra.study.runner import Outcome, run_study
 from pipeline.infra.training_setup import seeded_model
 from pipeline.infra.workspace import Workspace, open_store
@@ -24,7 +25,6 @@ from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, disk_errors_named, write_text
 from vidpipe.params import Params
 from vidpipe.study.null import null_study
-from vidpipe.study.outcomes import Outcomes
 from vidpipe.text import printable
 
 TIMED = 15
@@ -57,7 +57,7 @@ def run(
     ):
         # As one text: names of rows are anyone's, and MLflow takes few characters in a key.
         parent.params({"rows": len(plan.rows), "study": params.study.model_dump_json()})
-        outcome = run_study(plan, parent)
+        outcome = run_study(plan, parent, kept_file(workspace, name))
         tables = make_tables(plan, outcome)
         with atomic_folder(folder) as temporary:
             _write(tables, temporary)
@@ -66,8 +66,9 @@ def run(
             page.write(tables, f"Study {name}", times, store, temporary)
             html = temporary.with_name(f"{temporary.name}.html")
             html.replace(folder.with_name(f"{name}.html"))
-        for row in tables.accuracy.dropna(subset=["top1"]).to_dict("records"):
-            parent.metrics({f"top1.{_metric(row['method'])}": row["top1"]})
+        score = tables.score.column
+        for row in tables.accuracy.dropna(subset=[score]).to_dict("records"):
+            parent.metrics({f"{score}.{_metric(row['method'])}": row[score]})
         parent.artifact(folder / "report.md")
         parent.artifact(folder.with_name(f"{name}.html"))
     show(tables, name)
@@ -125,7 +126,7 @@ def _latency(plan: Plan, name: str) -> float | None:
     if row.error is not None:
         return None
     params = cell_params(plan.raw, row.row.sets, plan.params.train.seed)
-    trained = seeded_model(params, row.row.method, list(dict.fromkeys(plan.clips.labels)))
+    trained = seeded_model(params, row.row.method, list(plan.classes))
     model = trained.model
     model = (model.merge() if model.not_mergeable is None else model).eval()
     clip, times = torch.zeros(1, 3, params.sampling.num_frames, *trained.form.sides), []
@@ -147,7 +148,13 @@ def null(params: Params, workspace: Workspace, studies: int) -> pd.DataFrame:
     if not file.exists():
         raise VidpipeError(f"{file}: no such file; run `vidpipe study` first")
     table = pd.read_parquet(file)
-    outcomes = Outcomes.of(table, list(dict.fromkeys(table.method)))
+    if "truth" in table:
+        raise VidpipeError(
+            f"{file}: labels of boxes follow each other in a video, so they cannot be permuted; --null "
+            "is for clips"
+        )
+    names = list(dict.fromkeys(table.method))
+    outcomes = outcomes_of(table, open_store(workspace, params).classes, names)
     found = null_study(outcomes, params.study.reference, studies)
     rows = [
         [

@@ -6,29 +6,32 @@ import io
 import os
 import shutil
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline.infra import offsets
 from pipeline.infra.console import console
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
+from pipeline.infra.model_facts import cost_numbers, data_splits, settings
 from pipeline.infra.ray import train as cluster
 from pipeline.infra.stopping import Interrupted, StopRequest, asked
 from pipeline.infra.training_display import TrainingDisplay
 from pipeline.infra.training_folder import alone, remove
-from pipeline.infra.training_setup import TrainingSetup, seeded_model
-from pipeline.infra.workspace import Workspace, data_hash, open_store, training_hash
+from pipeline.infra.training_setup import TrainingSetup, searches_offsets, seeded_model
+from pipeline.infra.workspace import Workspace, data_hash, folder_hash, open_store, training_hash
 from vidpipe.cpu import use_cpu
-from vidpipe.data.dataset import Clips, ViewSet
 from vidpipe.device import choose_device, set_determinism
-from vidpipe.errors import VidpipeError
+from vidpipe.errors import TrainingStopped, VidpipeError
+from vidpipe.evaluation.thresholds import with_thresholds
 from vidpipe.files import atomic_folder, read_json, remove_temporary, write_json, write_text
 from vidpipe.params import Params, deciding_sections
 from vidpipe.profile import cost
+from vidpipe.tasks.clips import open_clips, open_views
 from vidpipe.trained.adapter import load_adapter, save_adapter
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.training.metrics import EpochMetrics, EpochTiming, StepInfo
 from vidpipe.training.state import Checkpoints, Progress, load_result
 from vidpipe.training.validate import validate
@@ -54,10 +57,12 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
     folder = workspace.ray / f"{method}-{identity}"
     checkpoints = workspace.checkpoints(params, folder.name)
     with alone(folder):
-        with tracked_run(params.tracking, "train", method, identity) as tracked:
+        with tracked_run(params.tracking, "train", method, identity, identity) as tracked:
             tracked.params(_shown_params(params, method))
             tracked.params({"classes": len(classes), "clips": len(store)})
             tracked.tags({"data.sha256": data_hash(workspace, params)})
+            tracked.datasets(data_splits(workspace, params))
+            tracked.row(settings(params, method), cost_numbers(costs))
             tracked.metrics({f"cost.{k}": v for k, v in vars(costs).items()})
             checkpoints.fetch()
             if checkpoints.last() is None and (done := _published(workspace, method, identity)):
@@ -65,7 +70,11 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
                     f"{method}: this very training is finished, nothing to do; to repeat it, "
                     f"remove {workspace.adapter(method)}"
                 )
+                _log_adapter(tracked, workspace.adapter(method), params)
                 return done
+            if searches_offsets(params, method):
+                params, trained = _with_offsets(params, method, workspace, folder, tracked)
+                costs = cost(trained.model, trained.form.size)
             if not trained.model.trained_names:
                 last = _publish_untrained(
                     trained, folder, store, params, workspace, identity, costs
@@ -74,11 +83,41 @@ def run(params: Params, method: str, workspace: Workspace) -> dict[str, Any]:
                 if not _finished(checkpoints):
                     _train(params, method, workspace, classes, tracked, folder, checkpoints)
                 last = _publish(trained, checkpoints, params, workspace, identity, costs, tracked)
+            _log_adapter(tracked, workspace.adapter(method), params)
         # Its state is of no more use, and another training of this name (`dvc repro -f`) is to be one.
         if checkpoints.mirror is not None:
             checkpoints.mirror.remove()
         remove(folder)
+        if (searched := workspace.ray / _search_of(folder)).exists():
+            remove(searched)
     return last
+
+
+def _search_of(folder: Path) -> str:
+    """Name of the folder of the search that comes before the training in `folder`."""
+    return f"offsets-{folder.name}"
+
+
+def _with_offsets(
+    params: Params, method: str, workspace: Workspace, folder: Path, tracked: TrackedRun
+) -> tuple[Params, TrainedModel]:
+    """`params` with the head offsets that their search finds, and the model before its training."""
+    name = _search_of(folder)
+    with StopRequest(folder / "stop") as request:
+        stop = asked(folder / "stop")
+        try:
+            found = offsets.search(
+                params, method, workspace, name, stop=stop, parent=tracked.run_id
+            )
+        except TrainingStopped:
+            raise Interrupted(
+                request.number or 0,
+                f"stopped, and saved in {workspace.ray / name}; run the same command again to go on",
+            ) from None
+    tracked.tags({"head_offsets": found.text})
+    tracked.artifact(offsets.publish(found, workspace))
+    params = offsets.with_offsets(params, method, found)
+    return params, seeded_model(params, method, list(open_store(workspace, params).classes))
 
 
 def _train(
@@ -170,8 +209,10 @@ def _publish(
     if params.train.publish == "best":
         metrics = progress.history[published - 1]
         extra |= {"val_top1": metrics.val_top1, "val_loss": metrics.val_loss}
+        extra |= {} if metrics.val_score is None else {"val_score": metrics.val_score}
     rows = [{"epoch": m.epoch, "step": m.step, **m.numbers()} for m in progress.history]
     draft, row = last.parents[1] / "adapter", published - 1
+    trained = _with_answers(trained, open_store(workspace, params), params)
     numbers = _write(trained, draft, params, workspace, extra, costs, rows, row)
     # The first epoch pays for warming up and for filling the cache of decoded clips.
     speeds = pd.Series([t.clips_per_s for t in progress.timing if t.clips_per_s > 0], dtype=float)
@@ -195,14 +236,30 @@ def _publish_untrained(
     """The adapter of a method that trains nothing, as it is made, and its validation in this process."""
     console.print(f"{trained.model.name}: nothing to train")
     device = choose_device("auto" if params.train.num_workers else params.train.use_gpu)
-    views = ViewSet(Clips(store, "val", trained.classes), trained.sampling, trained.transform)
+    clips = open_clips(store, "val", trained.classes)
+    views = open_views(clips, trained.sampling, trained.transform)
     normalisation = trained.backbone.mean, trained.backbone.std
     model = trained.model.to(device)
-    loss, top1 = validate(model, views, params.train, normalisation, device, task=trained.task)
+    network = trained.task.network(model)
+    seen = validate(network, views, params.train, normalisation, device, task=trained.task)
     model.to("cpu")
+    trained = _with_answers(trained, store, params)
     extra = {"epoch": 0, "train": params.train.model_dump(mode="json"), "identity": identity}
-    rows = [{"epoch": 0, "step": 0, "val_loss": loss, "val_top1": top1}]
+    rows = [{"epoch": 0, "step": 0, "val_loss": seen.loss, "val_top1": seen.top1}]
+    rows[0] |= {} if seen.score is None else {"val_score": seen.score}
     return _write(trained, folder / "adapter", params, workspace, extra, costs, rows, 0)
+
+
+def _with_answers(trained: TrainedModel, store: FrameStore, params: Params) -> TrainedModel:
+    """With what its answers need beside probabilities: thresholds, and the length of a window."""
+    device = choose_device("auto" if params.train.num_workers else params.train.use_gpu)
+    clips = open_clips(store, "train", trained.classes, params.subset)
+    if store.has_spans:
+        one, between = not trained.task.has_thresholds, params.data.background
+        rows = store.rows[(store.rows.split == "train") & (store.rows.label != (between or ""))]
+        length = float((rows.end_s - rows.start_s).median())
+        trained = replace(trained, window_s=length, background=between if one else None)
+    return with_thresholds(trained, clips, device, params.train.precision)
 
 
 def _write(
@@ -232,6 +289,10 @@ def _write(
     numbers = {str(k): float(v) for k, v in history.iloc[row].drop("epoch").items()}
     write_json(workspace.result(method, "train.json"), {**numbers, "cost": vars(costs)})
     return numbers
+
+
+def _log_adapter(run: TrackedRun, adapter: Path, params: Params) -> None:
+    run.adapter(adapter, folder_hash(adapter), settings(params, run.method))
 
 
 def _log(run: TrackedRun, history: list[EpochMetrics], timing: list[EpochTiming]) -> None:

@@ -20,7 +20,9 @@ def choose_clips(
     """
     wanted = np.arange(len(source))
     if class_name is not None:
-        wanted = np.flatnonzero(source.labels == class_index(source.classes, "--class", class_name))
+        index = class_index(source.classes, "--class", class_name)
+        one = source.labels.ndim == 1
+        wanted = np.flatnonzero(source.labels == index if one else source.labels[:, index])
         if len(wanted) == 0:
             raise VidpipeError(f"--class {class_name}: no usable clip of it in split {split}")
     chosen = np.random.default_rng(seed).permutation(wanted)[:count]

@@ -45,7 +45,7 @@ def compare(run_a: str, run_b: str, tracking: Tracking, out: Path) -> None:
         table.to_csv(temporary / "metrics.csv", index=False)
         classes.to_csv(temporary / "per_class.csv", index=False)
         image = temporary / "per_class.png"
-        plot_class_differences(classes, a.name, b.name, image)
+        plot_class_differences(classes, a.name, b.name, image, "AP" if a.several else "top-1")
         shown = pd.concat([classes.head(10), classes.tail(10)]).drop_duplicates("class")
         by_class = [_class_cells(row) for row in shown.to_dict("records")]
         columns = ["class", "clips", f"{a.name} %", f"{b.name} %", "difference"]
@@ -85,31 +85,41 @@ def _open(text: str, tracking: Tracking, out: Path) -> Evaluated:
     places = [Workspace(Path(root) if root else out).evaluation(method), Path(text)]
     for place in places:
         if (place / "predictions.parquet").is_file():
-            return _read(place, text)
+            return read_evaluation(place, text)
     if re.fullmatch(r"[0-9a-f]{32}", text):
         from pipeline.infra.mlflow.server import download  # two seconds, where it is of use
 
         with TemporaryDirectory() as scratch:
-            return _read(download(tracking(), text, "evaluation", Path(scratch)), text[:8])
+            return read_evaluation(
+                download(tracking(), text, "evaluation", Path(scratch)), text[:8]
+            )
     raise VidpipeError(
         f"{text}: no evaluation found ({places[0]}/predictions.parquet); expected METHOD evaluated "
         "here, FOLDER:METHOD of another --out, an evaluation folder, or an MLflow run id"
     )
 
 
-def _read(folder: Path, name: str) -> Evaluated:
+def read_evaluation(folder: Path, name: str) -> Evaluated:
+    """What `vidpipe evaluate` left in `folder`. Raises VidpipeError where it is not whole."""
     source = folder / "predictions.parquet"
     try:
         table = pd.read_parquet(source)
     except (OSError, ValueError) as error:
         raise VidpipeError(f"{source}: not a readable Parquet file ({error})") from None
     config = read_json(folder / "config.json")
-    needed = {"id", "label", "predicted", "top5"}
+    needed = {"id", "label", "predicted", "top5", "probabilities"}
     if (missing := sorted(needed - set(table))) or "classes" not in config:
         raise VidpipeError(
             f"{source}: no column {', '.join(missing) or 'classes (config.json)'}; evaluate this run "
             "again with this version"
         )
+    timeline = folder / "timeline.parquet"
+    scored = config.get("scored")
     return Evaluated(
-        name.replace("/", "_") if len(name) > 40 else name, tuple(config["classes"]), table
+        name.replace("/", "_") if len(name) > 40 else name,
+        tuple(config["classes"]),
+        table,
+        config.get("task", "single_label"),
+        pd.read_parquet(timeline) if timeline.is_file() else None,
+        None if scored is None else tuple(scored),
     )

@@ -15,6 +15,7 @@ from pipeline.infra.workspace import Workspace
 from pipeline.tools.choose_clips import choose_clips
 from vidpipe.backbones.input_card import completed
 from vidpipe.data.dataset import Clips, TrainSet, ViewSet
+from vidpipe.data.labels import join_labels
 from vidpipe.data.stats import class_counts, summarise, usable
 from vidpipe.files import write_json
 from vidpipe.params import Params
@@ -135,7 +136,9 @@ def _strips(
 
 def _caption(clips: Clips, sample: dict[str, Any]) -> str:
     """Label and id of the sample itself: a flip may have changed the label, a bad read the clip."""
-    name, id_ = clips.store.classes[sample["label"]], clips.ids[sample["index"]]
+    label, id_ = sample["label"], clips.ids[sample["index"]]
+    own = [label] if isinstance(label, int) else label.nonzero()[:, 0].tolist()
+    name = join_labels(clips.store.classes[i] for i in own) or "none of the classes"
     if len(id_) > 36 and "/" in id_:  # the folder is mostly the class once more
         id_ = ".../" + id_.rpartition("/")[2]
     return "\n".join([*textwrap.wrap(name, 32), *textwrap.wrap(id_, 36)])

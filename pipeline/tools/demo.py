@@ -27,17 +27,23 @@ from torchvision.transforms.v2 import functional as F
 from torchvision.utils import make_grid
 
 from pipeline.infra.console import console
-from pipeline.tools.predict import Decoders, Job, Opened
+from pipeline.infra.own_page import LOOPBACK, OwnPage, own_hosts
+from pipeline.tools.demo_film import Seen, Watching, template, watching
+from pipeline.tools.predict import Job, Opened
+from pipeline.tools.predict_people import Who
 from vidpipe.errors import VidpipeError
 from vidpipe.inference.segments import Segment
+from vidpipe.tasks.base import said as labels_said
 from vidpipe.video.guard import Guards
 from vidpipe.video.quarantine import QuarantineError
 
-ADDRESS = "127.0.0.1"
+ADDRESS = LOOPBACK
 TOP = 5
 PICTURE = 224
 """Pixels a side that smaller frames are enlarged to."""
 COLUMNS = 8
+EVERY_S = 1.0
+"""Between two pictures of a timeline that grows."""
 KEPT_S, SWEEP_S = 600, 60
 """Seconds that a file stays on disk: pictures of an answer, for the browser, and an upload that nobody
 asked about. Seconds between looks at them."""
@@ -65,30 +71,36 @@ Answer = tuple[
 NOTHING: Answer = (None, None, None, None, "")
 
 
-def run(job: Job, port: int) -> None:
+def run(job: Job, port: int, who: Who | None = None, smooth: int = 1) -> None:
     """Serve the page on 127.0.0.1:`port` (0: any free one) until Ctrl-C or SIGTERM.
+
+    `who`: where the boxes come from, of models of people in boxes. `smooth`: windows of a timeline that
+    are averaged.
 
     Raises VidpipeError where Gradio is not installed, the port is taken or a model does not fit.
     """
     port = _free_port(port)
-    opened = job.open()
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    with tempfile.TemporaryDirectory(prefix="vidpipe-demo-") as folder, Decoders(opened) as held:
+    with tempfile.TemporaryDirectory(prefix="vidpipe-demo-") as folder:
+        watch = watching(job, who or Who(), Path(folder), smooth)
         os.environ.update(ENVIRONMENT, GRADIO_TEMP_DIR=folder)
-        page, look = build(opened, held.guards)
-        with served(page, look, port, job.max_mb):
-            console.print(f"http://{ADDRESS}:{port} (Ctrl-C ends it)")
-            while not stopped.wait(SWEEP_S):
-                sweep(Path(folder), KEPT_S)
+        with watch.guards() as guards:
+            page, look = build(watch, guards)
+            with served(page, look, port, job.max_mb):
+                console.print(f"http://{ADDRESS}:{port} (Ctrl-C ends it)")
+                while not stopped.wait(SWEEP_S):
+                    sweep(Path(folder), KEPT_S)
 
 
 @contextmanager
 def served(page: Any, look: dict[str, Any], port: int, max_mb: float) -> Iterator[None]:
     """Context manager that serves `page` from a thread of its own. Raises VidpipeError if it cannot."""
     from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
 
+    refusal = PlainTextResponse("this page is for its own address only", 403)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         page.queue(max_size=16).launch(
@@ -104,7 +116,9 @@ def served(page: Any, look: dict[str, Any], port: int, max_mb: float) -> Iterato
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
-            app_kwargs={"middleware": [Middleware(OwnPage, port=port)]},
+            app_kwargs={
+                "middleware": [Middleware(OwnPage, hosts=own_hosts(port), refusal=refusal)]
+            },
             **look,
         )
         yield
@@ -112,34 +126,6 @@ def served(page: Any, look: dict[str, Any], port: int, max_mb: float) -> Iterato
         raise VidpipeError(f"demo: {ADDRESS}:{port}: {error}") from None
     finally:
         page.close(verbose=False)
-
-
-class OwnPage:
-    """ASGI middleware: answers this page only, to whoever opened it under its own name.
-
-    Any other Host is a name that somebody let point here (DNS rebinding): its page could read ours. Any
-    other Origin is a page of somebody else that posts to ours.
-    """
-
-    def __init__(self, app: Any, port: int) -> None:
-        self.app = app
-        # Browsers leave out the port of http.
-        end = "" if port == 80 else f":{port}"
-        self.hosts = {f"{name}{end}" for name in (ADDRESS, "localhost")}
-        self.origins = {f"http://{host}" for host in self.hosts}
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] in ("http", "websocket"):
-            given = [(key, value.decode("latin-1")) for key, value in scope["headers"]]
-            hosts = {value for key, value in given if key == b"host"}
-            origins = {value for key, value in given if key == b"origin"}
-            if not hosts or hosts - self.hosts or origins - self.origins:
-                from starlette.responses import PlainTextResponse
-
-                refusal = PlainTextResponse("this page is for its own address only", 403)
-                await refusal(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
 
 
 def sweep(folder: Path, age_s: float) -> None:
@@ -162,12 +148,13 @@ def _free_port(port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def build(opened: Opened, guards: Guards[str, Segment]) -> tuple[Any, dict[str, Any]]:
+def build(watch: Watching, guards: Guards[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The page (a Gradio Blocks), and how it looks: arguments of its `launch`."""
     try:
         import gradio as gr
     except ImportError:
         raise VidpipeError("demo: Gradio is missing; pip install 'vidpipe[demo]'") from None
+    opened, clips = watch.opened, watch.people is None
     names = list(opened.predictor.models)
 
     def update(found: Answer) -> tuple[Any, ...]:
@@ -176,34 +163,58 @@ def build(opened: Opened, guards: Guards[str, Segment]) -> tuple[Any, dict[str, 
         visible = (gr.update(visible=picture is not None) for picture in pictures)
         return (said, *pictures, note, *visible)
 
-    def dropped(upload: str | None, name: str) -> tuple[Any, ...]:
+    unchanged = (gr.skip(),) * 8
+    """Of what `update` gives."""
+
+    def answered(seen: Seen, name: str) -> tuple[Any, ...]:
+        if seen.whole is not None:
+            return update(answer(opened, name, seen.name, seen.whole))
+        seconds = f": {seen.film.seconds:.1f} s" if seen.film else ""
+        return update((*NOTHING[:4], f"{seen.name}{seconds}"))
+
+    def dropped(upload: str | None, name: str) -> Iterator[tuple[Any, ...]]:
+        """None for the upload, what is known, the film's value, and the rest of the page."""
+        yield (None, None, None, *update(NOTHING))
         if upload is None:
-            return (None, None, *update(NOTHING))
-        path = Path(upload)
+            return
+        path, seen, shown = Path(upload), None, False
+        last = 0.0
         try:
             with suppress(OSError):
                 os.utime(path)  # it may have waited for others, and be old
-            segment = decode(path, guards)
+            for seen in watch.look(path, guards):
+                if not shown:
+                    shown = True
+                    yield (None, seen, None, *answered(seen, name))
+                elif time.monotonic() - last > EVERY_S:
+                    last = time.monotonic()
+                    yield (None, seen, watch.value(seen, name), *unchanged)
         except QuarantineError as error:
-            return (None, None, *update((*NOTHING[:4], refusal(path.name, error))))
+            yield (None, None, None, *update((*NOTHING[:4], refusal(path.name, error))))
+            return
         finally:
             path.unlink(missing_ok=True)
-        held = (path.name, segment)
-        return (None, held, *update(answer(opened, name, *held)))
+        if seen is not None:
+            yield (None, seen, watch.value(seen, name), *unchanged)
 
-    def chosen(held: tuple[str, Segment] | None, name: str) -> tuple[Any, ...]:
-        return update(NOTHING if held is None else answer(opened, name, *held))
+    def chosen(seen: Seen | None, name: str) -> tuple[Any, ...]:
+        if seen is None:
+            return (None, *update(NOTHING))
+        return (watch.value(seen, name), *answered(seen, name))
 
     with gr.Blocks(title="vidpipe", analytics_enabled=False) as page:
         gr.Markdown("## What does the model see in a clip?")
         with gr.Row():
-            with gr.Column(scale=1):
+            with gr.Column(scale=2):
                 limit = f"{opened.job.max_mb:g} MB"
                 drop = gr.File(label=f"A video, up to {limit}", elem_id="drop", height=150)
                 model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model")
                 status = gr.Textbox(label="Clip", lines=2, interactive=False, elem_id="status")
-            with gr.Column(scale=1):
-                top = gr.Label(num_top_classes=TOP, label=f"Top {TOP}", elem_id="top")
+                top = gr.Label(
+                    num_top_classes=TOP, label=f"Top {TOP}", elem_id="top", visible=clips
+                )
+            with gr.Column(scale=3):
+                film = gr.HTML(None, elem_id="film", apply_default_css=False, **template())
         rows, columns = [], []
         for heading, id_ in (
             ("Frames that the model gets", "frames"),
@@ -218,7 +229,7 @@ def build(opened: Opened, guards: Guards[str, Segment]) -> tuple[Any, dict[str, 
             rows.append(row)
             columns.append(column)
         held = gr.State(None)
-        shown = [top, *rows, status, *columns]
+        shown = [film, top, *rows, status, *columns]
         one_at_a_time: dict[str, Any] = {
             "concurrency_limit": 1,
             "concurrency_id": "model",
@@ -228,16 +239,6 @@ def build(opened: Opened, guards: Guards[str, Segment]) -> tuple[Any, dict[str, 
         model.change(chosen, [held, model], shown, **one_at_a_time)
     theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
     return page, {"theme": theme, "css": CSS}
-
-
-def decode(path: Path, guards: Guards[str, Segment]) -> Segment:
-    """The whole clip as one segment. Raises QuarantineError."""
-    for event in guards.run([str(path)]):
-        if isinstance(event.result, QuarantineError):
-            raise event.result
-        if isinstance(event.result, Segment):
-            return event.result
-    raise QuarantineError("undecodable", "no frame could be decoded")
 
 
 def refusal(name: str, error: QuarantineError) -> str:
@@ -253,6 +254,9 @@ def answer(opened: Opened, model: str, name: str, segment: Segment) -> Answer:
     said = dict(zip(trained.classes, probabilities.tolist(), strict=True))
     frames = opened.predictor.views(segment, trained)[0]
     note = f"{name}: {segment.end_s:.1f} s, {len(frames)} frames"
+    if trained.task.has_thresholds:
+        found = (trained.classes[i] for i in labels_said(probabilities, trained.thresholds, TOP))
+        note += f"\nlabels: {', '.join(found) or 'none of the classes'}"
     spatial = temporal = None
     try:
         from vidpipe.viz.explain import overlay

@@ -38,7 +38,7 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
     train = params.train
     device, workers = choose_device(train.use_gpu), max(1, train.num_workers)
     setup = TrainingSetup.build(params, method, workspace)
-    trained, trainer = setup.trained, setup.trainer(device, world_size=workers)
+    trained, trainer = setup.trained, setup.trainer(device, cached=False, world_size=workers)
     epochs, total, batches = trainer.epochs, trainer.total_steps, trainer.batches
     tunable = sum(p.numel() for p in trainer.trained.values())
     without_head = tunable - count_trained(trained.model.head)

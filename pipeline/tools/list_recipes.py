@@ -32,7 +32,7 @@ from vidpipe.training.config import TrainConfig
 class Data:
     classes: int
     clips: int
-    """Of the training split, about, as the papers give them; of one split of three."""
+    """Of the training split, about, as the papers give them; of one split of three. AVA: key frames."""
 
 
 DATA: dict[Dataset, Data] = {
@@ -42,6 +42,7 @@ DATA: dict[Dataset, Data] = {
     "Diving48": Data(48, 15_000),
     "UCF101": Data(101, 9_500),
     "HMDB51": Data(51, 3_500),
+    "AVA2.2": Data(80, 184_000),
 }
 PEAK_TFLOPS, UTILISATION = 312, 0.4
 ASSUMPTION = (
@@ -68,6 +69,7 @@ class Row:
     gflops_without_norms: float | None = None
     clip_epochs: int | None = None
     gpu_hours: float | None = None
+    map: float | None = None
     top1: float | None = None
     table: str | None = None
     starts_from: str | None = None
@@ -178,6 +180,7 @@ def row(recipe: Recipe) -> Row:
         clip_epochs=clips,
         gpu_hours=2 * own.step * clips / (UTILISATION * PEAK_TFLOPS * 1e12) / 3600,
         top1=recipe.expects.top1 if recipe.expects else None,
+        map=recipe.expects.map if recipe.expects else None,
         table=f"{recipe.expects.paper} {recipe.expects.table}" if recipe.expects else "ours",
         starts_from=recipe.starts_from,
     )
@@ -206,7 +209,7 @@ def run(as_json: bool) -> None:
     table.add_column("recipe", no_wrap=True)
     for name in ("data", "backbone", "pre-training"):
         table.add_column(name)
-    for name in ("frames", "views", "tunable M", "GFLOPs", "clips trained", "GPU h", "top1"):
+    for name in ("frames", "views", "tunable M", "GFLOPs", "clips trained", "GPU h", "top1 or mAP"):
         table.add_column(name, justify="right")
     table.add_column("table")
     for item in found:
@@ -223,7 +226,7 @@ def run(as_json: bool) -> None:
             f"{cast(float, item.gflops):,.0f}",
             f"{cast(int, item.clip_epochs) / 1e6:.3g} M",
             f"{cast(float, item.gpu_hours):,.3g}",
-            "-" if item.top1 is None else str(item.top1),
+            str(item.top1 or item.map or "-"),
             item.table,
         )
     console.print(table)

@@ -8,11 +8,12 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pyarrow as pa
 import torch
 
 from pipeline.infra.console import console
@@ -21,10 +22,11 @@ from pipeline.tools.prediction_writers import SCHEMA, Writer, as_row, writer
 from vidpipe.device import Precision, UseGpu, choose_device
 from vidpipe.errors import VidpipeError
 from vidpipe.inference.segments import Request, Segment, Work, decoders, segments
-from vidpipe.inference.stream import predictions
+from vidpipe.inference.stream import Prediction, predictions
 from vidpipe.params import load_params
 from vidpipe.trained.card import FRAMES
 from vidpipe.trained.predictor import Predictor, frames_of, open_models, predict_extract
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.guard import Guards
 
@@ -48,6 +50,7 @@ class Job:
     workers: int = 2
     timeout_s: float = 300
     max_mb: float = 4096
+    schema: ClassVar[pa.Schema] = SCHEMA
 
     def check(self) -> None:
         if self.spatial_crops not in (1, 3):
@@ -73,6 +76,14 @@ class Job:
         """`evaluate.precision` of `params`, where they are given."""
         return "auto" if self.params is None else load_params(self.params).evaluate.precision
 
+    def predictor(self, models: Mapping[str, TrainedModel], device: torch.device) -> Predictor:
+        """What makes rows of segments."""
+        return Predictor(models, self.temporal_clips, self.spatial_crops, device, self.precision)
+
+    def row(self, found: Prediction, top: int) -> dict[str, Any]:
+        """A row of `schema`."""
+        return as_row(found, top)
+
     def open(self, device: torch.device | None = None) -> Opened:
         """Load the models, onto `device` or where `use_gpu` says.
 
@@ -81,8 +92,7 @@ class Job:
         self.check()
         device = device or choose_device(self.use_gpu)
         models = open_models(self.folders, self.weights)
-        options = (self.temporal_clips, self.spatial_crops, device, self.precision)
-        predictor = Predictor(models, *options)
+        predictor = self.predictor(models, device)
         frames: Mapping[str, Any]
         if self.params is not None:
             given = load_params(self.params).extract
@@ -102,12 +112,20 @@ class Opened:
     predictor: Predictor
     extract: ExtractConfig
 
+    def refuse_boxes(self, instead: str) -> None:
+        """Raise VidpipeError where a model answers for boxes, not for clips."""
+        for name, trained in self.predictor.models.items():
+            if "boxes" in trained.task.inputs:
+                raise VidpipeError(
+                    f"{name} is a model of task {trained.task.name}, which needs boxes; {instead}"
+                )
+
     def rows(self, inputs: Iterable[str], guards: Guards[str, Segment], top: int) -> Rows:
         """Rows of SCHEMA as they come."""
         windows = self.job.window_s is not None
         batch = GPU_BATCH if self.predictor.device.type == "cuda" else 1
         for found in predictions(inputs, guards, self.predictor, windows=windows, batch=batch):
-            yield as_row(found, top)
+            yield self.job.row(found, top)
 
 
 class Decoders(ExitStack):
@@ -144,7 +162,24 @@ def run(
     Raises VidpipeError where the models do not fit, or not one input could be predicted; the rows
     that say why are written all the same.
     """
-    form = _format(form, out)
+    form = output_format(form, out)
+    with all_rows(job, inputs, top, ray, ray_above, work) as (rows, classes), ExitStack() as stack:
+        windows = job.window_s is not None
+        file = stack.enter_context(writer(form, out, classes, windows))
+        counts = write_rows(rows, file, first_model=next(iter(classes)))
+    conclude(counts)
+
+
+@contextmanager
+def all_rows(
+    job: Job,
+    inputs: Sequence[str],
+    top: int,
+    ray: str | None,
+    ray_above: int,
+    work: Work = segments,
+) -> Iterator[tuple[Rows, Mapping[str, Sequence[str]]]]:
+    """Rows of all inputs as they come, from this process or a Ray, and the classes of each model."""
     job.check()
     given = sources(inputs)
     many = False
@@ -155,19 +190,16 @@ def run(
     address = _address(ray, many)
     # Ray's workers have devices of their own; this process then only needs the classes.
     opened = job.open(None if address is None else torch.device("cpu"))
+    opened.refuse_boxes("give --proposals FILE or --detector WEIGHTS")
     with ExitStack() as stack:
         if address is None:
             rows = opened.rows(given, stack.enter_context(Decoders(opened, work)).guards, top)
         else:
             rows = _by_ray(job, given, top, address, work)
-        stack.enter_context(closing(rows))
-        windows = job.window_s is not None
-        file = stack.enter_context(writer(form, out, opened.predictor.classes, windows))
-        counts = _write(rows, file, first_model=next(iter(opened.predictor.classes)))
-    _conclude(counts)
+        yield stack.enter_context(closing(rows)), opened.predictor.classes
 
 
-def _format(form: str | None, out: Path | None) -> str:
+def output_format(form: str | None, out: Path | None) -> str:
     by_name = {".jsonl": "jsonl", ".parquet": "parquet"}.get(out.suffix if out else "", "table")
     form = form or by_name
     if form not in FORMATS:
@@ -188,7 +220,7 @@ def _by_ray(job: Job, inputs: Iterable[str], top: int, address: str, work: Work)
     from pipeline.infra.ray.tasks import stream
 
     make, workers = lambda: OneWorker(job, top, work), job.workers
-    yield from stream(inputs, make, SCHEMA, workers, address, job.use_gpu)
+    yield from stream(inputs, make, job.schema, workers, address, job.use_gpu)
 
 
 class OneWorker:
@@ -202,7 +234,7 @@ class OneWorker:
         return self.opened.rows(inputs, self.decoders.guards, self.top)
 
 
-def _write(rows: Iterable[dict[str, Any]], file: Writer, first_model: str) -> Counter[str]:
+def write_rows(rows: Iterable[dict[str, Any]], file: Writer, first_model: str) -> Counter[str]:
     """Write the rows; returns counts of videos: `ok`, and one per reason."""
     counts: Counter[str] = Counter()
     for row in rows:
@@ -214,15 +246,16 @@ def _write(rows: Iterable[dict[str, Any]], file: Writer, first_model: str) -> Co
     return counts
 
 
-def _conclude(counts: Counter[str]) -> None:
+def conclude(counts: Counter[str], command: str = "predict", done: str = "predicted") -> None:
+    """Say what became of the videos. Raises VidpipeError where there was none, or none was read."""
     total = counts.total()
     bad = {reason: n for reason, n in counts.most_common() if reason != "ok"}
     listed = ", ".join(f"{reason} {n}" for reason, n in bad.items())
     if total == 0:
-        raise VidpipeError("predict: no input; expected files, folders, globs, URLs or lists")
+        raise VidpipeError(f"{command}: no input; expected files, folders, globs, URLs or lists")
     if not counts["ok"]:
         inputs = f"{total} inputs" if total > 1 else "1 input"
-        raise VidpipeError(f"predict: none of {inputs} could be predicted ({listed})")
+        raise VidpipeError(f"{command}: none of {inputs} could be {done} ({listed})")
     sys.stdout.flush()
     skipped = f"; {sum(bad.values())} skipped ({listed})" if bad else ""
-    console.print(f"{counts['ok']} of {total} videos predicted{skipped}")
+    console.print(f"{counts['ok']} of {total} videos {done}{skipped}")

@@ -29,13 +29,16 @@ SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("model", pa.string()),  # empty where the source could not be read
-        ("part", pa.string()),  # video or segment
+        ("part", pa.string()),  # video, segment, or box: a person at a second
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
         ("status", pa.string()),  # ok or quarantined
         ("reason", pa.string()),  # machine-readable, as in the manifest; empty when ok
         ("detail", pa.string()),
-        ("labels", pa.list_(pa.string())),  # the most probable, best first
+        ("box", pa.list_(pa.float64())),  # x1, y1, x2, y2 as fractions of the frame; of a box
+        ("box_score", pa.float64()),  # of whoever found it
+        # The most probable, best first; of several labels a video, those that the model says, if any.
+        ("labels", pa.list_(pa.string())),
         ("probabilities", pa.list_(pa.float32())),  # of `labels`
         ("all_probabilities", pa.list_(pa.float32())),  # in the model's own order of classes
     ]
@@ -52,9 +55,9 @@ def as_row(prediction: Prediction, top: int) -> dict[str, Any]:
         "all_probabilities": [],
     }
     if prediction.probabilities is not None:
-        best = prediction.probabilities.topk(min(top, len(prediction.classes)))
-        row["labels"] = [prediction.classes[i] for i in best.indices.tolist()]
-        row["probabilities"] = best.values.tolist()
+        best = prediction.said(top)
+        row["labels"] = [prediction.classes[i] for i in best]
+        row["probabilities"] = prediction.probabilities[best].tolist()
         row["all_probabilities"] = prediction.probabilities.tolist()
     return row
 
@@ -73,6 +76,8 @@ class JsonLines:
 
     def add(self, row: Mapping[str, Any]) -> None:
         short = {name: value for name, value in row.items() if name != "all_probabilities"}
+        if not row.get("box"):  # of a video or segment
+            short = {name: value for name, value in short.items() if not name.startswith("box")}
         short["probabilities"] = [round(p, 6) for p in row["probabilities"]]
         self.file.write(json_line(short) + "\n")
         self.file.flush()
@@ -128,13 +133,16 @@ class Screen:
         said: str | Text
         if row["status"] == "ok":
             pairs = zip(row["labels"], row["probabilities"], strict=True)
-            said = "  ".join(f"{label} {p:.1%}" for label, p in pairs)
+            said = "  ".join(f"{label} {p:.1%}" for label, p in pairs) or "none of the classes"
         else:
             said = Text.assemble((row["reason"], "red"), f": {row['detail']}")
         cells: list[str | Text] = [row["path"]]
         if self.windows:
             span = f"{row['start_s']:.1f}-{row['end_s']:.1f}"
-            cells.append("" if row["reason"] else span if row["part"] == "segment" else "all")
+            if box := row.get("box"):
+                edges = " ".join(f"{edge:.2f}" for edge in box)
+                span = f"{row['start_s']:.1f} [{edges}]"
+            cells.append("" if row["reason"] else "all" if row["part"] == "video" else span)
         if self.several_models:
             cells.append(row["model"])
         self.table.add_row(*cells, said)

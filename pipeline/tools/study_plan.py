@@ -11,10 +11,12 @@ from typing import Any
 from pipeline.infra.console import print_table
 from pipeline.infra.pace import duration, view_seconds
 from pipeline.infra.study.cell import done
+from pipeline.infra.study.kept import kept_file, kept_keys
 from pipeline.infra.study.plan import Plan, RowPlan, cell_params, make_plan
 from pipeline.infra.training_setup import TrainingSetup
 from pipeline.infra.workspace import Workspace, open_store
 from vidpipe.device import choose_device, set_determinism
+from vidpipe.evaluation.evaluate import ORDERS
 from vidpipe.params import Params
 from vidpipe.training.loop import Trainer
 from vidpipe.training.state import Progress
@@ -22,6 +24,8 @@ from vidpipe.training.state import Progress
 WARM_UP, TIMED = 1, 3
 PREDICTION_BYTES = 120
 """Of a tested clip in a cell's Parquet file, about."""
+SCORE_BYTES = 4 * (1 + len(ORDERS))
+"""Of each class beside it, where the task's score is a mAP: in each order of the frames."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,15 @@ def run(
     print_table(f"study {study.name}", header, rows)
     workers = max(1, study.num_workers)
     tested = sum(len(p.test) for p in plan.parts) * study.seeds * len(plan.rows)
+    ranked = plan.task.score != "top1"
+    each = PREDICTION_BYTES + (SCORE_BYTES * len(plan.classes) if ranked else 0)
     for name, value in {
-        "data": f"{len(plan.clips):,} clips, {groups} groups, {len(set(plan.clips.labels))} classes",
+        "data": f"{len(plan.clips):,} clips, {groups} groups, {len(plan.classes)} classes",
         "folds": f"{len({p.fold for p in plan.parts})}, at {len(study.fractions)} fractions",
         "cells": f"{searches + finals}: {searches} trials, {finals} final trainings; "
         f"{_known(plan)} of the trials' first rungs are done",
         "time": f"{duration(total / workers)} on {workers} at a time (each alone on this machine)",
-        "disk": f"{PREDICTION_BYTES * tested / 2**20:.1f} MiB of predictions stay; checkpoints as above "
+        "disk": f"{each * tested / 2**20:.1f} MiB of predictions stay; checkpoints as above "
         "at the most, removed once all rows have chosen",
     }.items():
         print(f"{name:8} {value}")
@@ -129,12 +135,14 @@ def _cells(plan: Plan, row: RowPlan, pace: Pace) -> tuple[tuple[int, int], float
 
 
 def _known(plan: Plan) -> int:
-    """Trials whose first rung has a result here."""
-    found = 0
+    """Trials whose first rung has a result here, or in the file that another sitting left."""
+    kept, found = kept_keys(kept_file(plan.workspace, plan.params.study.name)), 0
     for row in plan.rows:
         for part in plan.tuned_parts if row.error is None and len(row.settings) > 1 else ():
             if part.inner is not None:
                 count, share = plan.rungs(len(row.settings))[0]
                 cells = plan.trial_cells(row, part, range(count), 0.0, share)
-                found += sum(done(cell, plan.workspace) is not None for cell in cells)
+                found += sum(
+                    cell.key in kept or done(cell, plan.workspace) is not None for cell in cells
+                )
     return found

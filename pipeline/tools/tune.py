@@ -14,15 +14,21 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from pipeline.infra import probes
 from pipeline.infra.console import console
 from pipeline.infra.mlflow.tracking import tracked_run
 from pipeline.infra.ray.tune import NestedRuns, Outcome, Search, run_trials
 from pipeline.infra.search_space import overrides, parse_space, resolve
 from pipeline.infra.workspace import Workspace, data_hash, open_store
 from vidpipe.config.identity import config_hash
+from vidpipe.data.dataset import Clips
 from vidpipe.errors import VidpipeError
 from vidpipe.files import write_text
 from vidpipe.params import deciding_sections
+from vidpipe.tasks.base import Task
+from vidpipe.tasks.clips import open_clips
+from vidpipe.tasks.registry import TASKS
+from vidpipe.training.metrics import decisive
 
 
 def run(
@@ -36,7 +42,9 @@ def run(
     """
     params, space = resolve(raw, []), parse_space(texts)
     epochs = search.max_epochs or params.train.epochs
-    store = open_store(workspace, params)
+    store, task = open_store(workspace, params), TASKS[params.data.task]
+    by = decisive(task.score)
+    _refuse_unscored(open_clips(store, "val", store.classes), task)
     identity = config_hash(
         *(method, deciding_sections(params, "train", method), params.backbone.weights),
         {key: asdict(domain) for key, domain in space.items()},
@@ -46,6 +54,7 @@ def run(
         "raw": raw,
         "method": method,
         "epochs": epochs,
+        "decisive": by,
         "classes": list(store.classes),
         "store": str(Path(params.data.store or workspace.store).resolve()),
         "cwd": str(Path.cwd()),
@@ -55,22 +64,27 @@ def run(
         parent.params({"search": search.algorithm, "seed": search.seed})
         spaces = (text.partition("=") for text in texts)
         parent.params({f"space.{key}": domain for key, _, domain in spaces})
-        nested = NestedRuns(params.tracking, method, identity, parent.run_id)
         folder = workspace.ray / f"tune-{method}-{identity}"
-        outcomes = run_trials(folder, payload, space, search, params.train, nested)
-        table = _table(outcomes, epochs)
+        if probes.possible(params, method, space, search):
+            where = (workspace, identity, parent.run_id)
+            outcomes = probes.run_together(raw, method, space, search, epochs, *where)
+        else:
+            nested = NestedRuns(params.tracking, method, identity, parent.run_id)
+            outcomes = run_trials(folder, payload, space, search, params.train, nested)
+        table = _table(outcomes, epochs, by)
         target = workspace.results / "tune" / f"{method}.csv"
         write_text(target, table.to_csv(index=False))
-        best = _best(table)
-        parent.metrics({"val_top1": best["val_top1"], "val_loss": best["val_loss"]})
+        best = _best(table, by)
+        parent.metrics({key: best[key] for key in (by, "val_loss")})
         parent.tags({f"best.{key}": best[key] for key in space})
-        _show(table, best, method, target)
-    shutil.rmtree(folder)  # until MLflow has all, the same command finds the search done
+        _show(table, best, method, target, by, task)
+    # Until MLflow has all, the same command finds the search done.
+    shutil.rmtree(folder, ignore_errors=True)
     sets = (f"--set {shlex.quote(f'{key}={best[key]}')}" for key in space)
     return f"vidpipe params --write {' '.join(sets)}"
 
 
-def _table(outcomes: list[Outcome], epochs: int) -> pd.DataFrame:
+def _table(outcomes: list[Outcome], epochs: int, by: str) -> pd.DataFrame:
     """One row a trial: its overrides as texts, how far it came, what it reached, how it ended."""
     rows = []
     for number, outcome in enumerate(outcomes, start=1):
@@ -82,30 +96,42 @@ def _table(outcomes: list[Outcome], epochs: int) -> pd.DataFrame:
                 "trial": number,
                 **dict(text.split("=", 1) for text in overrides(outcome.sampled)),
                 "epochs": done,
-                **{key: metrics.get(key) for key in ("val_top1", "val_loss")},
+                **{key: metrics.get(key) for key in (by, "val_loss")},
                 "state": f"failed: {outcome.error}" if outcome.error else state,
             }
         )
     return pd.DataFrame(rows)
 
 
-def _best(table: pd.DataFrame) -> dict[str, Any]:
-    """The trial with the highest last val_top1; of equals, the lowest val_loss."""
-    good = table[~table.state.str.startswith("failed")].dropna(subset=["val_top1"])
+def _best(table: pd.DataFrame, by: str) -> dict[str, Any]:
+    """The trial with the highest last number `by`; of equals, the lowest val_loss."""
+    good = table[~table.state.str.startswith("failed")].dropna(subset=[by])
     if good.empty:
         raise VidpipeError(f"every trial failed; the first: {table.state.iloc[0]}")
-    ordered = good.sort_values(["val_top1", "val_loss"], ascending=[False, True], kind="stable")
+    ordered = good.sort_values([by, "val_loss"], ascending=[False, True], kind="stable")
     return {str(key): value for key, value in ordered.iloc[0].items()}
 
 
-def _show(table: pd.DataFrame, best: dict[str, Any], method: str, target: Path) -> None:
+def _show(
+    table: pd.DataFrame, best: dict[str, Any], method: str, target: Path, by: str, task: Task
+) -> None:
     shown = Table(title=f"{method}: {len(table)} trials")
     for column in table.columns:
         shown.add_column(column.removeprefix(f"methods.{method}."))
     for row in table.to_dict("records"):
-        top1 = "" if pd.isna(row["val_top1"]) else f"{row['val_top1']:.1%}"
+        score = "" if pd.isna(row[by]) else f"{row[by]:.1%}"
         loss = "" if pd.isna(row["val_loss"]) else f"{row['val_loss']:.3f}"
-        cells = [str(v) for v in (row | {"val_top1": top1, "val_loss": loss}).values()]
+        cells = [str(v) for v in (row | {by: score, "val_loss": loss}).values()]
         shown.add_row(*cells, style="bold" if row["trial"] == best["trial"] else "")
     console.print(shown)
-    console.print(f"{target}; best: trial {best['trial']}, val top1 {best['val_top1']:.1%}")
+    name = "top1" if by == "val_top1" else task.score_name
+    console.print(f"{target}; best: trial {best['trial']}, val {name} {best[by]:.1%}")
+
+
+def _refuse_unscored(clips: Clips, task: Task) -> None:
+    """Raises VidpipeError where trials could not be compared."""
+    if task.score != "top1" and not clips.labels.any():
+        raise VidpipeError(
+            f"{clips.store.root}: none of {len(clips)} clips of split val has a class, so there is no "
+            f"{task.score_name} to choose by; check the labels, or the split"
+        )

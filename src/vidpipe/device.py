@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.utils.deterministic
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vidpipe.errors import VidpipeError
 
@@ -42,9 +43,22 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+@contextmanager
+def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Within, matrices are multiplied in the dtype of `precision` on `device`.
+
+    On a CPU in half precision, attention that will be differentiated is written out (softmax of a
+    product): for sequences of a few dozen tokens the backward pass of torch's fused kernel takes several
+    times as long there.
+    """
     dtype = autocast_dtype(precision, device)
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    written_out = device.type == "cpu" and dtype is not None and torch.is_grad_enabled()
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        if written_out:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        else:
+            yield
 
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"

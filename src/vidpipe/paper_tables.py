@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import yaml
+from torch import nn
 
 from vidpipe.config.yaml_text import parse_yaml, read_yaml_file
 from vidpipe.methods.config import CONFIGS
@@ -49,16 +51,22 @@ class Row:
         return "off" not in self.status
 
 
+@cache
+def _image_model(backbone: str) -> nn.Module:
+    with torch.device("meta"):
+        model: nn.Module = timm.create_model(BACKBONES[backbone], num_classes=0)
+    return model
+
+
 @lru_cache(maxsize=2048)
 def _costs(backbone: str, method: str, options: str, frames: int, classes: int) -> dict[str, float]:
     """Everything a row can ask of one configuration, in millions and in GMACs of all views."""
+    config = CONFIGS[method].model_validate(parse_yaml(options, "options"))
     with torch.device("meta"):
-        image_model = timm.create_model(BACKBONES[backbone], num_classes=0)
-        config = CONFIGS[method].model_validate(parse_yaml(options, "options"))
-        model = build_method(method, image_model, classes, frames, config)
+        model = build_method(method, deepcopy(_image_model(backbone)), classes, frames, config)
         inference = model.merge() if model.not_mergeable is None else model
-        products, norms = macs_by_kind(inference, SIZE)
-        counted = cost_of(model, inference, (products + norms) / 1e9)
+    products, norms = macs_by_kind(inference, SIZE)
+    counted = cost_of(model, inference, (products + norms) / 1e9)
     return {
         "params": parameters(inference) / 1e6,
         "tunable_params": counted.tunable / 1e6,

@@ -64,9 +64,9 @@ class TrackingConfig(Section):
     experiment: str = "vidpipe"
     uri: str = Field("sqlite:///mlflow.db", description="MLFLOW_TRACKING_URI overrides it")
     required: bool = Field(
-        True,
+        False,
         description="whether a command refuses to start while MLflow does not answer, and fails in "
-        "the end where it lacks part of the run; false: it warns. No outage ends a training",
+        "the end where it lacks part of the run; false: it warns, and `vidpipe sync` sends the rest",
     )
 
     @field_validator("uri")
@@ -142,6 +142,22 @@ class Params(Section):
             raise ValueError(
                 "evaluate.temporal_clips > 1 needs sampling.strategy dense: uniform sampling covers "
                 "the whole video in one clip"
+            )
+        several = self.data.task in ("multilabel", "detection")
+        if self.data.task == "detection" and self.train.cache_features != "off":
+            raise ValueError(
+                "train.cache_features keeps features of whole clips, and data.task detection has boxes; "
+                "set it to off"
+            )
+        if several and self.train.balance == "sample":
+            raise ValueError(
+                f"train.balance sample draws by the one class of a clip, and data.task {self.data.task} "
+                "has several; use weights"
+            )
+        if self.train.focal_gamma and not several:
+            raise ValueError(
+                f"train.focal_gamma {self.train.focal_gamma:g} is of the loss of several labels, "
+                f"not of {self.data.task}; set it to 0"
             )
         return self
 

@@ -206,7 +206,9 @@ def saved_by_block(model: VideoModel, img_size: Size, device: str = "meta") -> S
 
     def block(index: int, block: Any, x: Tensor, num_frames: int) -> Tensor:
         nonlocal within
-        within, inputs[index] = index, x.numel() * x.element_size()
+        # A side network's step has the frozen block's output in the place of the block.
+        read = [t for t in (x, block) if isinstance(t, Tensor)]
+        within, inputs[index] = index, sum(t.numel() * t.element_size() for t in read)
         y = own(index, block, x, num_frames)
         within = depth
         return y

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,111 +15,31 @@ import numpy as np
 import psutil
 import pytest
 from clips import moving
+from demo_browser import MARKS, WAIT_S, browser, offer, page, upload, wait_for
 from small_models import backbone_file, save_tiny_adapter
 from videos import write_video
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        "REQUIRE_BROWSER" not in os.environ
-        and not (shutil.which("chromium") and shutil.which("chromedriver")),
-        reason="chromium and chromedriver are not installed",
-    ),
-]
-WAIT_S = 120
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int, Path]]:
     """Port, process and the folder for temporary files of a page with two models."""
-    pytest.importorskip("gradio")
     root = tmp_path_factory.mktemp("demo")
     weights = backbone_file(root / "vit.safetensors")
     one = save_tiny_adapter(root / "one", weights, "zeroi2v", ("left", "right", "up"))
     two = save_tiny_adapter(root / "two", weights, "linear_probe", ("<b>here</b>", "there"))
-    temporary = root / "tmp"
-    temporary.mkdir()
-    # What would open the page to others must not.
-    hostile = {"GRADIO_SERVER_NAME": "0.0.0.0", "GRADIO_SHARE": "True", "GRADIO_ALLOWED_PATHS": "/"}
-    log = (root / "log").open("w+")
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "pipeline.cli.app", "demo", "--port", "0", "--max-mb", "1"),
-            *("--model", str(one), "--model", str(two), "--timeout", "60"),
-        ],
-        stderr=log,
-        env=os.environ | hostile | {"TMPDIR": str(temporary)},
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + WAIT_S
-        while not (found := re.search(r"http://[\d.]+:(\d+)", (root / "log").read_text())):
-            assert process.poll() is None, (root / "log").read_text()
-            assert time.monotonic() < deadline, "the page did not start"
-            time.sleep(0.2)
-        yield int(found[1]), process.pid, temporary
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        assert not list(temporary.iterdir()), "uploads and pictures are gone with the page"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        log.close()
+    models = ("--model", str(one), "--model", str(two))
+    with page(root, "--max-mb", "1", *models, "--timeout", "60") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def driver(
     served: tuple[int, int, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or "chromium"
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in (
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-        *("--no-first-run", "--disable-background-networking", "--disable-sync"),
-        *("--disable-component-update", "--window-size=1280,1500", f"--user-data-dir={profile}"),
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    ):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    chrome = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
-    try:
-        chrome.get(f"http://127.0.0.1:{served[0]}/")
+    with browser(served[0], tmp_path_factory.mktemp("profile")) as chrome:
         yield chrome
-    finally:
-        chrome.quit()
-
-
-def upload(driver: Any, path: Path) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    field = WebDriverWait(driver, WAIT_S).until(
-        lambda d: d.find_elements(By.CSS_SELECTOR, "#drop input[type=file]")
-    )
-    field[0].send_keys(str(path))
-
-
-def wait_for(driver: Any, text: str) -> str:
-    """The status line, once `text` is in it."""
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def status(d: Any) -> str:
-        value = d.find_element(By.CSS_SELECTOR, "#status textarea").get_property("value")
-        return value if text in value else ""
-
-    try:
-        return str(WebDriverWait(driver, WAIT_S).until(status))
-    finally:
-        if target := os.environ.get("SAVE_SCREENSHOT"):
-            time.sleep(1)
-            driver.save_screenshot(target.replace(".png", f"-{text}.png"))
 
 
 def pictures(driver: Any, count: int) -> None:
@@ -139,6 +53,17 @@ def pictures(driver: Any, count: int) -> None:
         return len([image for image in wide if image.is_displayed()]) == count
 
     WebDriverWait(driver, WAIT_S).until(shown)
+
+
+def film(driver: Any) -> None:
+    """Waits until the video and its timeline are shown."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    loaded = "return (document.querySelector('#film video') || {}).readyState >= 2"
+    bands = "return document.querySelectorAll('#film .film-band').length"
+    WebDriverWait(driver, WAIT_S).until(
+        lambda d: d.execute_script(loaded) and d.execute_script(bands)
+    )
 
 
 def test_a_clip_gets_its_classes_frames_and_attention(
@@ -157,7 +82,9 @@ def test_a_clip_gets_its_classes_frames_and_attention(
     assert 98 <= sum(shares) <= 102
     wide = driver.execute_script("return document.documentElement.scrollWidth")
     assert wide <= 1280, "nothing is cut off at the side"
-    assert not list(served[2].rglob("*.mp4")), "the upload is deleted when it has been read"
+    film(driver)
+    kept = [path.name for path in served[2].rglob("*.mp4")]
+    assert all(re.fullmatch(r"film-\w+\.mp4", name) for name in kept), "the upload is deleted"
 
 
 def test_another_model_says_it_of_the_same_clip(driver: Any, tmp_path: Path) -> None:
@@ -194,7 +121,7 @@ def test_an_upload_over_the_limit_is_refused(driver: Any, served: Any, tmp_path:
     from selenium.webdriver.support.ui import WebDriverWait
 
     (tmp_path / "large.mp4").write_bytes(bytes(2 * 2**20))
-    upload(driver, tmp_path / "large.mp4")
+    offer(driver, tmp_path / "large.mp4")
     WebDriverWait(driver, WAIT_S).until(
         lambda d: "exceed the maximum allowed size" in d.find_element(By.TAG_NAME, "body").text
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from e2e_project import Run
-from project import PROJECT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -61,9 +60,3 @@ def test_a_grid_is_queued_and_run(project: Path, run: Run, restored: None) -> No
     assert (low["lr"], high["lr"]) == (0.0001, 0.1)
     assert low["train_loss"] != high["train_loss"]
     assert run("git", "status", "--porcelain").stdout == "", "the workspace is left alone"
-
-
-def test_the_readme_says_so() -> None:
-    text = (PROJECT / "README.md").read_text(encoding="utf-8")
-    assert "dvc exp run -S" in text
-    assert "--queue" in text

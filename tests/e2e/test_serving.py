@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -9,17 +10,24 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from clips import moving
+from small_models import here
 from small_store import small_project
+from videos import write_video
 
 from pipeline.infra.workspace import Workspace
 from pipeline.stages import export
@@ -30,7 +38,7 @@ from vidpipe.params import Params, load_params
 from vidpipe.trained.adapter import save_adapter
 from vidpipe.trained.package import load_package
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 METHOD = "zeroi2v"
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
@@ -130,7 +138,7 @@ def clean_environment(folder: Path, requirements: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def served(python: Path, model: Path, log: Path) -> Iterator[str]:
+def served(python: Path, model: Path, log: Path, **config: object) -> Iterator[str]:
     """The address that `mlflow models serve` of that environment answers at."""
     port = free_port()
     command = [python, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
@@ -140,7 +148,8 @@ def served(python: Path, model: Path, log: Path) -> Iterator[str]:
             [*command, "-m", str(model), "-p", str(port), "-h", "127.0.0.1"],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=bare_environment() | {"PATH": path, **QUIET},
+            env=bare_environment()
+            | {"PATH": path, "SERVING_MODEL_CONFIG": json.dumps(config), **QUIET},
             cwd=model,
             start_new_session=True,
         )
@@ -161,39 +170,87 @@ def served(python: Path, model: Path, log: Path) -> Iterator[str]:
             process.wait()
 
 
-def test_the_registered_model_is_served_from_its_own_requirements(
-    project: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def registered(project: Path) -> Path:
+    """The folder of the registered model."""
     import mlflow
 
     mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
-    (tmp_path / "model").mkdir()
-    model = Path(
+    (project / "downloaded").mkdir()
+    return Path(
         mlflow.artifacts.download_artifacts(
-            artifact_uri=f"models:/vidpipe-{METHOD}@current", dst_path=str(tmp_path / "model")
+            artifact_uri=f"models:/vidpipe-{METHOD}@candidate",
+            dst_path=str(project / "downloaded"),
         )
     )
-    assert not list(model.rglob("*.pkl"))
+
+
+def ask(address: str, *records: dict[str, Any], **params: Any) -> list[dict[str, Any]]:
+    body = json.dumps({"dataframe_records": records, "params": params}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{address}/invocations", body, headers)
+    answer = json.load(urllib.request.urlopen(request, timeout=120))
+    predictions: list[dict[str, Any]] = answer["predictions"]
+    return predictions
+
+
+def test_the_registered_model_is_served_from_its_own_requirements(
+    project: Path, registered: Path, tmp_path: Path
+) -> None:
+    assert not list(registered.rglob("*.pkl"))
     clips = np.random.default_rng(0).integers(0, 256, (3, 4, 3, 48, 48), dtype=np.uint8)
     package = load_package(Workspace(project).package(METHOD))
     with torch.no_grad():
         expected = PixelModel(package)(torch.from_numpy(clips)).softmax(-1).numpy()
-    body = json.dumps({"inputs": clips.tolist()}).encode()
-    headers = {"Content-Type": "application/json"}
+    video = write_video(tmp_path / "a.mp4", moving(20))
     with (
-        clean_environment(tmp_path / "clean", model / "requirements.txt") as python,
-        served(python, model, tmp_path / "serve.log") as address,
+        clean_environment(tmp_path / "clean", registered / "requirements.txt") as python,
+        served(python, registered, tmp_path / "serve.log") as address,
     ):
         command = [python, "-c", "import vidpipe"]
         absent = subprocess.run(command, capture_output=True, env=bare_environment(), cwd=tmp_path)
         assert absent.returncode == 1  # the model brings its code
-        request = urllib.request.Request(f"{address}/invocations", body, headers)
-        answer = json.load(urllib.request.urlopen(request, timeout=120))
-        wrong = json.dumps({"inputs": clips[:, :2].tolist()}).encode()
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(
-                urllib.request.Request(f"{address}/invocations", wrong, headers), timeout=120
-            )
-        assert refused.value.code == 400
-    np.testing.assert_allclose(answer["predictions"], expected, atol=1e-5)
+        rows = [{"frames": clip.tolist()} for clip in clips]
+        content = {"bytes": base64.b64encode(video.read_bytes()).decode()}
+        *frames, of_bytes, of_path = ask(address, *rows, content, {"path": str(video)})
+    for answer, probabilities in zip(frames, expected, strict=True):
+        scores = {each["label"]: each["score"] for each in answer["labels"]}
+        assert [scores[name] for name in package.classes] == pytest.approx(
+            probabilities.tolist(), abs=1e-5
+        )
+    guesses = here(Workspace(project).package(METHOD)).predict(video)
+    assert [each["score"] for each in of_bytes["labels"]] == pytest.approx(
+        [guess.probability for guess in guesses], abs=1e-5
+    )
+    assert of_path["reason"] == "no_root"
     assert not (tmp_path / "clean").exists()
+
+
+@pytest.mark.long
+def test_videos_are_answered_over_http(registered: Path, tmp_path: Path) -> None:
+    """By paths and URLs, as whoever serves the model allows; no request allows itself more."""
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / "a.mp4", moving(20))
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    handler = partial(Quiet, directory=str(tmp_path / "videos"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        url = {"url": f"http://127.0.0.1:{files.server_address[1]}/a.mp4"}
+        rows = [{"path": "a.mp4"}, url, {"path": "../serve.log"}, {"bytes": "?"}]
+        options = {"root": str(tmp_path / "videos"), "urls": True}
+        with served(Path(sys.executable), registered, tmp_path / "serve.log", **options) as address:
+            answers = ask(address, *rows, top=1, root="/", private_urls=True)
+            (timeline,) = ask(address, rows[0], answer="timeline", window=0.4)
+        options["private_urls"] = True
+        with served(Path(sys.executable), registered, tmp_path / "serve.log", **options) as address:
+            (of_url,) = ask(address, url, top=1)
+        files.shutdown()
+    reasons = [None, "private_address", "outside_root", "bad_parameter"]
+    assert [each["reason"] for each in answers] == reasons
+    assert len(answers[0]["labels"]) == 1
+    assert of_url["labels"] == answers[0]["labels"]
+    assert timeline["timeline"][-1]["end"] == pytest.approx(0.8)

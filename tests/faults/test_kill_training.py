@@ -132,7 +132,8 @@ def assert_one_clean_run(folder: Path, data: Path) -> None:
     def curves(root: Path) -> tuple[dict[str, object], dict[str, list[object]]]:
         client = MlflowClient(tracking_uri=f"sqlite:///{root}/mlflow.db")
         experiment = client.get_experiment_by_name("vidpipe")
-        runs = client.search_runs([experiment.experiment_id])
+        query = "tags.`vidpipe.stage` = 'train'"
+        runs = client.search_runs([experiment.experiment_id], query)
         assert [r.info.status for r in runs] == ["FINISHED"]
         names = ("train_loss", "train_top1", "val_loss", "val_top1", "lr", "grad_norm", "data_wait")
         histories = {n: client.get_metric_history(runs[0].info.run_id, n) for n in names}

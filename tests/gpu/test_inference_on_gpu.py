@@ -24,8 +24,8 @@ from vidpipe.export.latency import latency_ratio
 from vidpipe.files import read_json
 from vidpipe.inference.segments import Segment
 from vidpipe.methods.registry import METHODS, build_method
-from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.predictor import Predictor
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.weights import read_weights
 
 pytestmark = pytest.mark.gpu

@@ -87,10 +87,51 @@ def hmdb51(root: Path) -> None:
     touch(root, *(f"wave/{name}" for name in names), "brush_hair/b_wave_2.avi")
 
 
+def charades(root: Path) -> None:
+    put(
+        root,
+        "Charades/Charades_v1_classes.txt",
+        "c000 Holding some clothes\nc001 Putting clothes\n",
+    )
+    header = (
+        "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length\n"
+    )
+    put(
+        root,
+        "Charades/Charades_v1_train.csv",
+        header
+        + '46GP8,HR43,Kitchen,6,7,Yes,"A person, cooking.",food;stove,,'
+        + "c001 11.90 21.20;c000 0.00 12.60;c001 22 23,24.83\n"
+        + "N11GT,0KZ7,Stairs,6,7,Yes,Going upstairs.,,,,18.33\n",
+    )
+    put(root, "Charades/Charades_v1_test.csv", header + "YSKX3,X,Y,6,7,Yes,,,,c000 0 2.5,9\n")
+    touch(root, "Charades_v1_480/46GP8.mp4", "Charades_v1_480/N11GT.mp4", "YSKX3.mp4")
+
+
+def activitynet(root: Path) -> None:
+    database = {
+        "video1": {
+            "subset": "training",
+            "annotations": [
+                {"segment": [0.5, 4.0], "label": "Long jump"},
+                {"segment": [5, 9.25], "label": "Cricket"},
+            ],
+        },
+        "video2": {
+            "subset": "validation",
+            "annotations": [{"segment": [0, 2], "label": "Cricket"}],
+        },
+    }
+    put(root, "anet.json", {"version": "1.3", "database": database})
+    touch(root, "v_video1.mp4", "videos/video2.mp4")
+
+
 COPIES: dict[str, Callable[[Path], None]] = {
     "kinetics": kinetics,
     "ssv2": ssv2,
     "diving48": diving48,
     "ucf101": ucf101,
     "hmdb51": hmdb51,
+    "charades": charades,
+    "activitynet": activitynet,
 }

@@ -6,8 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from vidpipe.inference.segments import Request, Segment, segments
+from vidpipe.video.config import ExtractConfig
+from vidpipe.video.extract import Extracted, extract_one
 from vidpipe.video.quarantine import QuarantineError
 
 
@@ -28,3 +31,10 @@ def hangs_or_dies(source: str, request: Request) -> Iterator[Segment]:
     if "text" in source:
         raise RuntimeError("a surprise")
     yield from segments(source, request)
+
+
+def counted(log: Path, source: Path, config: ExtractConfig) -> Extracted:
+    """A good one that writes down what it was asked for."""
+    with log.open("a") as file:
+        file.write(f"{source.name}\n")
+    return extract_one(source, config)

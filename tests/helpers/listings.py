@@ -11,6 +11,9 @@ from vidpipe.data.config import DataConfig
 from vidpipe.data.layouts import Listing, list_items
 from vidpipe.errors import VidpipeError
 
+SEVERAL_LABELS = {"charades"}
+"""Layouts that are of task multilabel only."""
+
 
 def touch(root: Path, *paths: str) -> None:
     for path in paths:
@@ -29,6 +32,8 @@ def rows(listing: Listing) -> list[tuple[str, str, str]]:
 
 
 def config(root: Path, layout: str, **options: object) -> DataConfig:
+    if layout in SEVERAL_LABELS:
+        options = {"task": "multilabel", **options}
     return DataConfig.model_validate({"root": str(root), "layout": layout, **options})
 
 

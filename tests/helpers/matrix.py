@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vidpipe.methods.registry import METHODS
+from vidpipe.methods.registry import METHODS, VideoModel
+from vidpipe.methods.stdha import STDHA
 
 MATRIX = [
     ("linear_probe", {}),
@@ -61,16 +62,33 @@ MATRIX = [
     ),
     ("evl", {"num_layers": 3, "temporal_embedding": False, "temporal_cross_attention": False}),
     ("evl", {"num_layers": 1, "temporal_embedding": False, "temporal_conv": False}),
+    ("attentive_probe", {}),
+    ("attentive_probe", {"num_blocks": 1, "mlp_ratio": 2}),
+    ("side4video", {"side_width": 32}),
     ("zero_shot", {}),
     ("linear_probe", {"head_init": "text"}),
     ("aim", {"head_init": "text"}),
     ("st_adapter", {"head_init": "text"}),
     ("zeroi2v", {"head_init": "text"}),
     ("lora", {"rank": 4, "head_init": "text"}),
+    ("zeroi2v", {"blocks": [1, 2], "temporal_embedding_at": "first_adapted"}),
+    ("zeroi2v", {"blocks": [2], "head_offsets": [[], [1], [-1, 1]]}),
+    (
+        "lora",
+        {"rank": 4, "blocks": [2], "targets": ["q", "v", "up"]}
+        | {"temporal_embedding_at": "first_adapted"},
+    ),
+    ("temporal_heads", {"blocks": [2], "temporal_embedding_at": "first_adapted"}),
 ]
 
 
 MATRIX += [(name, {}) for name in METHODS if name not in {listed for listed, _ in MATRIX}]
+
+
+def sees_order_at_start(model: VideoModel, options: dict) -> bool:
+    """Heads are shifted; or the class token, and the stem goes over frames; or frames have positions."""
+    own = isinstance(model, STDHA) or model.name in {"side4video", "attentive_probe"}
+    return own or options.get("architecture") == "shift"
 
 
 IDS = [f"{name}-{i}" for i, (name, _) in enumerate(MATRIX)]

@@ -21,6 +21,8 @@ from vidpipe.params import Params, parse_params
 # Dense sampling: evaluation may take more than one clip of it.
 RAW = deep_merge(read_yaml(PROJECT / "params.yaml"), {"sampling": {"strategy": "dense"}})
 Schema = dict[str, Any]
+NEEDS = {"train.focal_gamma": {"data": {"task": "multilabel"}}}
+"""Field -> what else has to hold for it to have another value than its default."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,15 @@ class Leaf:
         whole = self.owner.model_json_schema()
         return whole["properties"][self.name], whole.get("$defs", {})
 
+    @property
+    def raw(self) -> Any:
+        return deep_merge(RAW, NEEDS.get(self.key, {}))
+
     def set(self, value: Any) -> Params:
         """params.yaml with another value here. Raises VidpipeError."""
         for part in reversed(self.path):
             value = {part: value}
-        return parse_params(deep_merge(RAW, value))
+        return parse_params(deep_merge(self.raw, value))
 
     def get(self, params: Params) -> Any:
         found: Any = params
@@ -193,7 +199,7 @@ def nested(leaf: Leaf) -> Params:
     """params.yaml, where the section around `leaf` may be null: with that section there."""
     default = leaf.owner.model_fields[leaf.name].get_default()
     try:
-        leaf.get(params := Params.model_validate(RAW))
+        leaf.get(params := Params.model_validate(leaf.raw))
     except (AttributeError, KeyError):
         return leaf.set(default)
     return params

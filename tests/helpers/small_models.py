@@ -8,14 +8,17 @@ import torch
 from safetensors.torch import save_file
 from tiny import randomise
 
+import vidpipe
 from vidpipe.backbones.config import BackboneConfig
 from vidpipe.backbones.zoo import architecture, load_backbone
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.export.packaging import inference_model, save_package
 from vidpipe.export.parity import Parity
+from vidpipe.inference.segments import Segment, segments
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.trained.adapter import save_adapter
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.classifier import Classifier
+from vidpipe.trained.trained_model import TrainedModel
 
 NAME, SIZE, T = "vit_tiny_patch16_224", 32, 4
 UNIFORM = SamplingConfig(strategy="uniform", num_frames=T)
@@ -56,6 +59,18 @@ def save_tiny_package(folder: Path, weights: Path, *args: object, **kwargs: obje
     trained = tiny_model(weights, *args, **kwargs)  # type: ignore[arg-type]
     save_package(folder, trained, inference_model(trained.model), Parity(1, 0.0, 1.0, 1e-4))
     return folder
+
+
+def here(folder: Path) -> Classifier:
+    """The classifier of a folder, which decodes in this process: a process of its own takes seconds."""
+    classifier = vidpipe.load(folder, device="cpu")
+
+    def decoded(path: str | Path) -> Segment:
+        (segment,) = segments(str(path), classifier._request)
+        return segment
+
+    classifier._decoded = decoded  # type: ignore[method-assign]
+    return classifier
 
 
 def two_models_and_a_package(root: Path) -> Path:

@@ -18,14 +18,19 @@ from vidpipe.video.store import FrameStore, write_manifest
 UNIFORM = SamplingConfig(strategy="uniform", num_frames=4)
 
 
-def small_store(root: Path, clips: int = 10) -> FrameStore:
-    """Clips of 20 frames, 64 x 48, of classes a and b in turn; the last three are for val."""
+SEVERAL = ("a", "b", "a|b", "")
+
+
+def small_store(root: Path, clips: int = 10, task: str = "single_label") -> FrameStore:
+    """Clips of 20 frames, 64 x 48, of classes a and b in turn; the last three are for val. Of task
+    multilabel, a clip has one of SEVERAL in turn."""
+    labels = "ab" if task == "single_label" else SEVERAL
     rows, data = [], b""
     for i in range(clips):
         clip = encode_h264(iter(np.roll(moving(20), 3 * i, 2)), 20, 8).data
         rows.append(
             {
-                **{"id": f"c{i}", "path": f"c{i}.mp4", "label": "ab"[i % 2]},
+                **{"id": f"c{i}", "path": f"c{i}.mp4", "label": labels[i % len(labels)]},
                 **{"split": "train" if i < clips - 3 else "val", "status": "ok", "reason": ""},
                 **{"detail": "", "frames": 20, "fps": 25.0, "width": 64, "height": 48},
                 **{"sha256": str(i), "shard": 0, "offset": len(data), "nbytes": len(clip)},
@@ -33,11 +38,11 @@ def small_store(root: Path, clips: int = 10) -> FrameStore:
         )
         data += clip
     (root / "shard-00000.bin").write_bytes(data)
-    write_manifest(root, rows, ("a", "b"))
+    write_manifest(root, rows, ("a", "b"), task=task)
     return FrameStore(root)
 
 
-def small_project(root: Path, clips: int = 10, **train: object) -> None:
+def small_project(root: Path, clips: int = 10, task: str = "single_label", **train: object) -> None:
     """A folder to run `vidpipe` in: params.yaml, a store, and the embedded backbone."""
     raw = read_yaml(PROJECT / "params.yaml")
     short = {"epochs": 4, "batch_size": 4, "warmup_epochs": 1, "threads": 1, "eval_every": 1}
@@ -48,9 +53,10 @@ def small_project(root: Path, clips: int = 10, **train: object) -> None:
         "backbone": raw["backbone"] | {"weights": weights},
         "evaluate": {},
     }
+    raw["data"] = raw["data"] | {"task": task}
     (root / "params.yaml").write_text(yaml.safe_dump(raw))
     (root / "data" / "store").mkdir(parents=True)
-    small_store(root / "data" / "store", clips)
+    small_store(root / "data" / "store", clips, task)
 
 
 def train_set(store: FrameStore, **transform: object) -> TrainSet:

@@ -16,12 +16,13 @@ from videos import write_video
 from pipeline.cli.app import app
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("family", "method", "pool"),
     [
         ("dinov3", "zeroi2v", "token"),
-        pytest.param("swiglu", "zeroi2v", "zoo", marks=pytest.mark.long),
-        pytest.param("pe_core", "aim", "zoo", marks=pytest.mark.long),
+        ("swiglu", "zeroi2v", "zoo"),
+        ("pe_core", "aim", "zoo"),
     ],
 )
 def test_every_command_on_another_family(

@@ -1,37 +1,45 @@
-"""Runs in MLflow: one per stage, method and configuration.
+"""Runs in MLflow: one per stage, method and configuration, below one of the model that they are about.
 
 A run is found again by its tags, so a rerun writes into the same run, each (metric, step) once.
-The driver owns the run; training workers log into it. No outage of MLflow ends what is tracked.
+The driver owns the run; training workers log into it. No outage of MLflow ends what is tracked: what
+it did not take lies in a file (`journal.py`) until it does.
 """
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
+import shlex
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from numpy.typing import NDArray
 
 import vidpipe
 from pipeline.infra.console import console
-from pipeline.infra.mlflow.registered_model import log_model
+from pipeline.infra.mlflow import journal
+from pipeline.infra.mlflow.entries import Entry, Sending, flatten, milliseconds, send
+from pipeline.infra.mlflow.registered_model import Exported
 from pipeline.infra.mlflow.server import TrackingError, patience, server_at, tracking_uri
+from pipeline.infra.mlflow.view import view_tag
 from pipeline.infra.stopping import Interrupted
 from vidpipe.errors import VidpipeError
-from vidpipe.export.config import ExportConfig
 from vidpipe.params import TrackingConfig
+
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""What the UI makes of an experiment: runs and models, no traces."""
+MODEL = "model"
+"""The stage that the tags of a model's own run name."""
 
 
 @dataclass
@@ -49,80 +57,76 @@ class TrackedRun:
     identity: str
     run_id: str | None = None
     """None until MLflow has answered."""
+    model: str | None = None
+    """Identity of the model whose run this one stands below; None: it stands alone."""
 
     def __post_init__(self) -> None:
         self.server = server_at(self.uri)
         self._waiting: list[Entry] = []
-        self._logged: dict[str, set[int]] = {}
+        self._to: Sending | None = None
 
     def params(self, values: Mapping[str, Any]) -> None:
-        flat = [Param(k, str(v)[:6000]) for k, v in _flatten(values)]
-
-        def log(client: MlflowClient, run_id: str) -> None:
-            known = client.get_run(run_id).data.params
-            new = [p for p in flat if p.key not in known]
-            for start in range(0, len(new), 100):  # the server's limit of one request
-                client.log_batch(run_id, params=new[start : start + 100])
-
-        self._log(Entry(log))
+        self._log("params", values={key: str(value) for key, value in flatten(values)})
 
     def tags(self, values: Mapping[str, Any]) -> None:
-        tags = [RunTag(k, str(v)) for k, v in values.items()]
-        self._log(Entry(lambda client, run_id: client.log_batch(run_id, tags=tags)))
+        self._log("tags", values={key: str(value) for key, value in values.items()})
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers at `step`, leaving out what this run already has at that step."""
-        now = int(time.time() * 1000)
+    def metrics(
+        self,
+        values: Mapping[str, float],
+        step: int = 0,
+        *,
+        adapter: str | None = None,
+        dataset: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Log numbers at `step`, leaving out what this run already has at that step.
 
-        def log(client: MlflowClient, run_id: str) -> None:
-            for key in values.keys() - self._logged.keys():
-                history = client.get_metric_history(run_id, key)
-                self._logged[key] = {metric.step for metric in history}
-            new = [key for key in values if step not in self._logged[key]]
-            if new:
-                metrics = [Metric(key, float(values[key]), now, step) for key in new]
-                client.log_batch(run_id, metrics=metrics)
-            for key in new:
-                self._logged[key].add(step)
-
-        self._log(Entry(log))
+        `adapter`: hash of the logged adapter that they are of; `dataset`: one of `datasets`, on which.
+        """
+        plain = {key: float(value) for key, value in values.items()}
+        on = {key: str(dataset[key]) for key in ("name", "digest")} if dataset else None
+        self._log(
+            "metrics", values=plain, step=step, at=milliseconds(), adapter=adapter, dataset=on
+        )
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file, which has to stay where it is until the run is closed."""
+        self._log("artifact", path=str(path.absolute()), folder=folder)
+
+    def datasets(self, splits: Sequence[Mapping[str, Any]]) -> None:
+        """The data that the run reads: name, digest, split, source and counts of each split."""
+        self._log("datasets", splits=[dict(split) for split in splits])
+
+    def adapter(self, folder: Path, digest: str, params: Mapping[str, Any]) -> None:
+        """Log an adapter's folder as a model that this run made, which is found again by its hash."""
+        plain = {key: str(value) for key, value in flatten(params)}
+        name = f"adapter-{self.method}"
+        self._log("adapter", folder=str(folder.absolute()), digest=digest, name=name, params=plain)
+
+    def exported(self, given: Exported) -> str | None:
+        """`log_model` of this run: the registered version; None where that has to wait."""
+        plain = asdict(given) | {"package": str(given.package.absolute())}
+        self._log("exported", values=plain)
+        return self._to.returned.get("exported") if self._to is not None else None
+
+    def row(
+        self,
+        params: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> None:
+        """What the row of the model has to say, where this run stands below one."""
         self._log(
-            Entry(lambda client, id_: client.log_artifact(id_, str(path), folder), upload=True)
+            "row",
+            params={key: str(value) for key, value in flatten(params or {})},
+            metrics={key: float(value) for key, value in (metrics or {}).items()},
+            tags={key: str(value) for key, value in (tags or {}).items()},
+            at=milliseconds(),
         )
 
-    def model(
-        self,
-        package: Path,
-        package_hash: str,
-        example: NDArray[np.uint8],
-        classes: int,
-        export: ExportConfig,
-        method: str,
-        extra_requirements: Sequence[str] = (),
-    ) -> str | None:
-        """`log_model` of this run; None where that has to wait."""
-        versions: list[str | None] = []
-
-        def log(client: MlflowClient, run_id: str) -> None:
-            version = log_model(
-                client,
-                self.uri,
-                run_id,
-                package,
-                package_hash,
-                example,
-                classes,
-                export,
-                method,
-                extra_requirements,
-            )
-            versions.append(version)
-
-        self._log(Entry(log, upload=True))
-        return versions[0] if versions else None
+    def picture(self, path: Path) -> None:
+        """A file for the description of the model's row."""
+        self._log("picture", path=str(path.absolute()))
 
     @contextmanager
     def system_metrics(self) -> Iterator[None]:
@@ -146,12 +150,24 @@ class TrackedRun:
         self.run_id = self.server.ask(self._found_or_made)
 
     def close(self, status: str) -> VidpipeError | None:
-        """Log what waits, and the end. Returns why part of it is not logged, if so."""
-        self._waiting.append(Entry(lambda client, run_id: client.set_terminated(run_id, status)))
+        """Log what waits, and the end. Returns why part of it is not logged, if so; it is kept then."""
+        self._waiting.append(Entry("status", {"status": status}))
+        failure = self._send()
+        file = journal.file_of(self.stage, self.method, self.identity)
+        if failure is None:
+            file.unlink(missing_ok=True)
+        else:
+            fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+            journal.keep(file, fields, self._waiting)
+        return failure
+
+    def resend(self, entries: Sequence[Entry]) -> VidpipeError | None:
+        """Log what an earlier process kept; returns why part of it is not logged, if so."""
+        self._waiting = list(entries)
         return self._send()
 
-    def _log(self, entry: Entry) -> None:
-        self._waiting.append(entry)
+    def _log(self, kind: str, **values: Any) -> None:
+        self._waiting.append(Entry(kind, values))
         if self.server.worth_trying:
             self._send()
 
@@ -163,7 +179,8 @@ class TrackedRun:
                 self._do(waiting[0])
             except VidpipeError as error:
                 failure = error
-                self._logged.clear()  # it may have arrived all the same
+                if self._to is not None:
+                    self._to.logged.clear()  # it may have arrived all the same
                 self.server.warn(error)
                 self._waiting.append(waiting[0])
                 if self.run_id is None or not self.server.answers():
@@ -177,59 +194,82 @@ class TrackedRun:
     def _do(self, entry: Entry) -> None:
         if self.run_id is None:
             self.find()
-        run_id = self.run_id
-        assert run_id is not None
-        self.server.ask(lambda client: entry.log(client, run_id), entry.upload)
+
+        def work(client: MlflowClient) -> None:
+            send(entry, self._sending(client))
+
+        self.server.ask(work, entry.upload)
+
+    def _sending(self, client: MlflowClient) -> Sending:
+        if self._to is None:
+            assert self.run_id is not None
+            parent = client.get_run(self.run_id).data.tags.get("mlflow.parentRunId")
+            above = str(parent) if parent and self.model is not None else None
+            self._to = Sending(client, self.uri, self.run_id, above)
+        return self._to
 
     def _found_or_made(self, client: MlflowClient) -> str:
-        experiment_id = _experiment(client, self.experiment)
-        tags = {
-            "vidpipe.stage": self.stage,
-            "vidpipe.method": self.method,
-            "vidpipe.config_hash": self.identity,
-        }
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        found = client.search_runs([experiment_id], query, max_results=1)
-        if found:
-            run_id: str = found[0].info.run_id
-            client.update_run(run_id, status="RUNNING")
-        else:
-            name = f"{self.stage}-{self.method}-{self.identity}"
-            run_id = client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
-        return run_id
+        experiment = _experiment(client, self.experiment)
+        above = {}
+        if self.model is not None:
+            row = _run(client, experiment, MODEL, self.method, self.model, self.method, {})
+            above = {"mlflow.parentRunId": row}
+        name = f"{self.stage}-{self.method}-{self.identity}"
+        return _run(client, experiment, self.stage, self.method, self.identity, name, above)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """Something to be logged. Logging it again, should it have arrived, changes nothing."""
-
-    log: Callable[[MlflowClient, str], Any]
-    upload: bool = False
+def _run(
+    client: MlflowClient,
+    experiment: str,
+    stage: str,
+    method: str,
+    identity: str,
+    name: str,
+    more: dict[str, str],
+) -> str:
+    """The id of the run with these tags, found again and running, or made."""
+    tags = {
+        "vidpipe.stage": stage,
+        "vidpipe.method": method,
+        "vidpipe.config_hash": identity,
+    }
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_runs([experiment], query, max_results=1)
+    if not found:
+        return str(client.create_run(experiment, tags=tags | more, run_name=name).info.run_id)
+    run_id = str(found[0].info.run_id)
+    client.update_run(run_id, status="RUNNING")
+    if more:
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in more.items()])
+    return run_id
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name))
+            return str(client.create_experiment(name, tags={**KIND, **view_tag()}))
         except MlflowException:
             found = client.get_experiment_by_name(name)
             if found is None:  # or another command has made it meanwhile
                 raise
+    for key, value in view_tag().items():
+        if key not in found.tags:  # one that was made before there was a view, or by hand
+            client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
 
 
 @contextmanager
 def tracked_run(
-    config: TrackingConfig, stage: str, method: str, identity: str
+    config: TrackingConfig, stage: str, method: str, identity: str, model: str | None = None
 ) -> Iterator[TrackedRun]:
     """Open (or find again) the run of `stage` and `method` with this identity; close it whatever
-    happens: FINISHED, FAILED, or KILLED when interrupted.
+    happens: FINISHED, FAILED, or KILLED when interrupted. `model`: whose run it stands below.
 
-    Raises VidpipeError where MLflow does not answer at the start, and at the end, after all else is
-    done, where it lacks part of the run; with `tracking.required` false, these are warnings.
+    With `tracking.required`, raises VidpipeError where MLflow does not answer at the start, and at the
+    end, after all else is done, where it lacks part of the run; else these are warnings.
     """
-    run = TrackedRun(tracking_uri(config), config.experiment, stage, method, identity)
+    run = TrackedRun(tracking_uri(config), config.experiment, stage, method, identity, model=model)
     try:
         run.find()
     except TrackingError as error:
@@ -239,6 +279,7 @@ def tracked_run(
             ) from error
         run.server.warn(error)
     run.tags(environment())
+    run.row(tags=environment())
     try:
         yield run
     except (KeyboardInterrupt, Interrupted):
@@ -251,12 +292,13 @@ def tracked_run(
     if missing is not None:
         what = f"{missing}; the results of {stage} are written, but MLflow lacks part of this run"
         if config.required:
-            raise VidpipeError(f"{what}; run the same command again") from missing
-        console.print(f"warning: {what}", markup=False)
+            raise VidpipeError(f"{what}; `vidpipe sync` sends it") from missing
+        console.print(f"warning: {what}; `vidpipe sync` sends it", markup=False)
 
 
 def environment() -> dict[str, str]:
-    """Machine, versions and the state of the code."""
+    """Machine, versions, command and the state of the code, by MLflow's own tags where it has them."""
+    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
     facts = {
         "vidpipe.version": vidpipe.__version__,
         "env.python": platform.python_version(),
@@ -264,22 +306,30 @@ def environment() -> dict[str, str]:
         "env.platform": platform.platform(),
         "env.cpus": str(os.cpu_count()),
         "env.gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "mlflow.source.name": shlex.join(words)[:500],
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
     }
-    for key, command in (
-        ("git.commit", ["git", "rev-parse", "HEAD"]),
-        ("git.dirty", ["git", "status", "--porcelain", "--untracked-files=no"]),
+    for key, words in (
+        ("git.commit", ["rev-parse", "HEAD"]),
+        ("git.branch", ["rev-parse", "--abbrev-ref", "HEAD"]),
+        ("git.dirty", ["status", "--porcelain", "--untracked-files=no"]),
     ):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+            done = subprocess.run(
+                ["git", *words], capture_output=True, text=True, timeout=10, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             continue
         facts[key] = str(bool(done.stdout.strip())) if key == "git.dirty" else done.stdout.strip()
+    for name in ("commit", "branch"):
+        if f"git.{name}" in facts:
+            facts[f"mlflow.source.git.{name}"] = facts[f"git.{name}"]
     return facts
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        return "unknown"

@@ -40,7 +40,7 @@ def joined(
         return
     own = cpus if address == "local" else None
     try:
-        _refuse_silence(address)
+        refuse_silence(address)
         # Workers import this project from where it is installed; Ray must not try to ship it.
         ray.init(
             address,
@@ -59,7 +59,7 @@ def joined(
         ray.shutdown()
 
 
-def _refuse_silence(address: str) -> None:
+def refuse_silence(address: str) -> None:
     """Raises OSError where HOST:PORT is nobody's, or of somebody who does not speak as Ray does."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not (host and port.isdecimal()):

@@ -21,6 +21,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.sample import _BackwardsCompatibleNumpyRng
+from ray.tune.search.variant_generator import generate_variants
 
 from pipeline.infra.console import console
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
@@ -35,7 +37,7 @@ from vidpipe.params import TrackingConfig
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.metrics import EpochMetrics, EpochTiming
 
-SHOWN = ("train_loss", "train_top1", "lr", "val_loss", "val_top1", "clips_per_s")
+SHOWN = ("train_loss", "train_top1", "lr", "val_loss", "val_top1", "val_score", "clips_per_s")
 REDUCTION = 3  # one trial in so many goes on at each rung of ASHA
 
 
@@ -82,6 +84,17 @@ def run_trials(
             )
             for trial, result in ((trial, of[trial.trial_id]) for trial in as_made(trials))
         ]
+
+
+def sampled(space: Space, search: Search) -> list[dict[str, Any]]:
+    """What the trials of a random search are, in the order that it makes them."""
+    state = _BackwardsCompatibleNumpyRng(search.seed)
+    spec = {"config": {key: _domain(domain) for key, domain in space.items()}}
+    return [
+        dict(found["config"])
+        for _ in range(search.trials)
+        for _, found in generate_variants(spec, random_state=state)
+    ]
 
 
 def as_made(trials: Iterable[Any]) -> list[Any]:
@@ -150,8 +163,9 @@ class NestedRuns(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._open(trials, trial)
         last = trial.last_result
-        epoch, top1 = last.get("epoch", 0), last.get("val_top1", 0.0)
-        self._close(trial, None, f"epoch {epoch}  val top1 {top1:.1%}")
+        name = "score" if "val_score" in last else "top1"
+        epoch, value = last.get("epoch", 0), last.get(f"val_{name}", 0.0)
+        self._close(trial, None, f"epoch {epoch}  val {name} {value:.1%}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         reason = first_line(trial.get_pickled_error() or trial.get_error())
@@ -245,7 +259,7 @@ def _fit(
             work,
             param_space={key: _domain(domain) for key, domain in space.items()},
             tune_config=tune.TuneConfig(
-                metric="val_top1",
+                metric=payload["decisive"],
                 mode="max",
                 num_samples=search.trials,
                 search_alg=_searcher(search),

@@ -5,27 +5,37 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+from pipeline.infra import offsets
+from pipeline.infra.console import console
+from pipeline.infra.probes import train_together
 from pipeline.infra.study.plan import Cell
 from pipeline.infra.training_folder import alone, remove
-from pipeline.infra.training_setup import TrainingSetup
+from pipeline.infra.training_setup import TrainingSetup, searches_offsets
 from pipeline.infra.workspace import Workspace, open_store
-from vidpipe.data.dataset import Clips, ViewSet
+from vidpipe.data.dataset import ViewSet
 from vidpipe.device import choose_device, set_determinism
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.evaluation.evaluate import Evaluator, predict
+from vidpipe.features.cache import FeatureCache
+from vidpipe.features.sets import CachedTestViews
 from vidpipe.files import atomic_folder, disk_errors_named, read_json, remove_temporary, write_json
+from vidpipe.methods.frozen_reader import FrozenReader
+from vidpipe.methods.split import Split
 from vidpipe.params import Params
+from vidpipe.tasks.clips import open_clips, open_views
 from vidpipe.trained.adapter import load_adapter
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.training.loop import Trainer
 from vidpipe.training.metrics import EpochMetrics, EpochTiming
+from vidpipe.training.side_by_side import Finished
 from vidpipe.video.store import FrameStore
 
 PREDICTIONS = "predictions.parquet"
@@ -68,6 +78,14 @@ def read_result(folder: Path) -> Result | None:
         return None
     timing = read_json(folder / "timing.json") if (folder / "timing.json").exists() else {}
     return Result(**read_json(file), **timing)
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Times apart from the rest, which is the same on every run."""
+    plain = asdict(result)
+    timing = {key: plain.pop(key) for key in ("seconds", "test_seconds")}
+    write_json(folder / "timing.json", timing)
+    write_json(folder / "result.json", plain)
 
 
 def done(cell: Cell, workspace: Workspace) -> Result | None:
@@ -119,13 +137,45 @@ class CellRunner:
             if _of_the_disk(error):
                 with disk_errors_named(folder):  # one line, also from a Ray worker
                     raise
-            self._write(folder, Result("failed", error=_line(error)))
+            write_result(folder, Result("failed", error=_line(error)))
         return cell.key
+
+    def together(self, cells: Sequence[Cell]) -> list[str]:
+        """Trials of one probe on the same clips, side by side to their last epoch; their keys.
+
+        Raises StudyStopped when asked to stop: none of them is saved then.
+        """
+        first = cells[0]
+        store = self.store.split_as(first.train, first.test)
+        configs = [cell.params.method(cell.method) for cell in cells]
+        started, where = time.perf_counter(), first.folder(self.workspace)
+        try:
+            found, epochs = train_together(
+                *(first.params, first.method, configs, self.workspace), store=store, stop=self.stop
+            )
+        except TrainingStopped:
+            raise StudyStopped from None
+        except Exception as error:
+            if _of_the_disk(error):
+                with disk_errors_named(where):
+                    raise
+            found, epochs = [Finished(error=_line(error)) for _ in cells], 0
+        seconds = (time.perf_counter() - started) / len(cells)
+        for cell, one in zip(cells, found, strict=True):
+            history = tuple(asdict(metrics) for metrics in one.history)
+            result = Result("finished", len(history), epochs, history, seconds=seconds)
+            if one.error:
+                result = Result("failed", error=one.error)
+            folder = cell.folder(self.workspace)
+            remove_temporary(folder)
+            write_result(folder, result)
+        return [cell.key for cell in cells]
 
     def _trial(self, cell: Cell, folder: Path) -> None:
         store = self.store.split_as(cell.train, cell.test)
-        setup = TrainingSetup.build(cell.params, cell.method, self.workspace, store=store)
         run = cell.training(self.workspace)
+        params = self._with_offsets(cell, run, store)
+        setup = TrainingSetup.build(params, cell.method, self.workspace, store=store)
         checkpoints = self.workspace.checkpoints(cell.params, run.name)
         goal = 0
 
@@ -147,7 +197,7 @@ class CellRunner:
                     trainer.run()
                 except RungReached:
                     state = "paused"
-            self._write(folder, _result(state, trainer))
+            write_result(folder, _result(state, trainer))
 
     def _final(self, cell: Cell, folder: Path) -> None:
         store = self.store.split_as(cell.train, cell.test)
@@ -155,7 +205,8 @@ class CellRunner:
         with alone(run):
             trained, result = self._published(cell), Result("finished")
             if trained is None:
-                setup = TrainingSetup.build(cell.params, cell.method, self.workspace, store=store)
+                params = self._with_offsets(cell, run, store)
+                setup = TrainingSetup.build(params, cell.method, self.workspace, store=store)
                 trained = setup.trained
                 if trained.model.trained_names:  # else a baseline, which is only tested
                     checkpoints = self.workspace.checkpoints(cell.params, run.name)
@@ -169,9 +220,20 @@ class CellRunner:
             seconds = time.perf_counter() - started
             with atomic_folder(folder) as temporary:
                 predictions.to_parquet(temporary / PREDICTIONS, index=False)
-                self._write(temporary, Result(**{**asdict(result), "test_seconds": seconds}))
+                write_result(temporary, Result(**{**asdict(result), "test_seconds": seconds}))
             if run.exists() and any(run.iterdir()):
                 remove(run)
+            if (searched := self.workspace.ray / f"offsets-{run.name}").exists():
+                remove(searched)
+
+    def _with_offsets(self, cell: Cell, run: Path, store: FrameStore) -> Params:
+        """The cell's settings, with head offsets found on its training clips where they are `auto`."""
+        if not searches_offsets(cell.params, cell.method):
+            return cell.params
+        name = f"offsets-{run.name}"
+        options = (cell.params, cell.method, self.workspace, name)
+        found = offsets.search(*options, store=store, stop=self.stop, tracked=False)
+        return offsets.with_offsets(cell.params, cell.method, found)
 
     def _published(self, cell: Cell) -> TrainedModel | None:
         """The adapter of `vidpipe train`, where it is this very training's."""
@@ -182,36 +244,56 @@ class CellRunner:
             return None
         return load_adapter(adapter, cell.params.backbone.weights)
 
+    def _split(self, cell: Cell, trained: TrainedModel) -> Split | None:
+        """Where the cell's test may go on kept features: those of its other seeds, rates and rows."""
+        if cell.params.train.cache_features == "off" or isinstance(trained.model, FrozenReader):
+            return None
+        try:
+            return Split(trained.model)
+        except VidpipeError:  # the first block is trained
+            return None
+
     def _test(self, cell: Cell, trained: TrainedModel, store: FrameStore) -> pd.DataFrame:
         config = cell.params.evaluate
-        views = ViewSet(
-            Clips(store, "val", trained.classes),
+        plain = open_views(
+            open_clips(store, "val", trained.classes),
             cell.params.sampling,
             cell.params.transform,
             config.temporal_clips,
             config.spatial_crops,
         )
+        views: ViewSet | CachedTestViews = plain
+        trained.model.to(self.device)
+        split = self._split(cell, trained)
+        if split is not None:
+            train = cell.params.train.model_copy(update={"precision": config.precision})
+            root = self.workspace.features(cell.params)
+            cache = FeatureCache(root, split, trained.backbone, train, self.device, console.print)
+            views = cache.test_views(plain)
         own = ("average", "use_of_time", "batch_size", "precision", "loader_workers")
         evaluator = Evaluator(
-            trained.model.to(self.device),
+            trained.model,
             views,
             (trained.backbone.mean, trained.backbone.std),
             **{name: getattr(config, name) for name in own},
             task=trained.task,
+            split=split,
         )
         found = predict(evaluator)
-        table = trained.task.predictions_table(found, trained.classes).drop(
-            columns=["top5", "probabilities"]
-        )
-        likely = found.probabilities.gather(1, found.labels[:, None])[:, 0]
-        table["label_probability"] = likely.double().numpy()
-        return table
-
-    def _write(self, folder: Path, result: Result) -> None:
-        plain = asdict(result)
-        timing = {key: plain.pop(key) for key in ("seconds", "test_seconds")}
-        write_json(folder / "timing.json", timing)
-        write_json(folder / "result.json", plain)
+        table = trained.task.predictions_table(found, trained.classes).drop(columns="top5")
+        p, y = found.probabilities, found.labels
+        if trained.task.score == "top1":
+            likely = p.gather(1, y[:, None])[:, 0]
+            return table.drop(columns="probabilities").assign(
+                label_probability=likely.double().numpy()
+            )
+        # A mAP is made of the scores of all clips. Of a clip: the mean over classes of what is true.
+        for order, reordered in found.orders.items():
+            each = trained.task.rows(found, reordered)
+            table[f"{order}_probabilities"] = list(each.float().numpy())
+        p, y = (trained.task.rows(found, x) for x in (p, y))
+        likely = torch.where(y > 0, p, 1 - p).mean(1)
+        return table.assign(label_probability=likely.double().numpy())
 
 
 def _result(state: str, trainer: Trainer) -> Result:

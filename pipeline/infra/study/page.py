@@ -15,7 +15,7 @@ from pipeline.infra.study.results import Tables
 from vidpipe.files import write_text
 from vidpipe.study.recommend import RULES
 from vidpipe.video.store import FrameStore
-from vidpipe.viz.comparison import ORDER_NAMES
+from vidpipe.viz.comparison import ORDER_NAMES, TOP1
 
 HARDEST = 12
 """Clips of the page."""
@@ -36,7 +36,7 @@ SENSITIVITY_NOTE = (
     " those that were stopped early, which are rings in the picture, the last accuracy."
 )
 BEST_NOTE = (
-    "Difference of top-1 in points with its 95 % interval; p: signs of whole groups flipped "
+    "Difference of {score} in points with its 95 % interval; p: {permuted} "
     "(exact for few groups). Adjusted p against the best: step-down test of the range of all "
     "rows, since the best was chosen on these very clips. Adjusted p against the reference: Holm."
     " What is not significant is within noise: it may still differ."
@@ -45,8 +45,16 @@ SEARCH_NOTE = (
     "Each row was tuned within the training part of each fold alone, on groups held out from it; "
     "the chosen setting was then trained on all of that part and tested once."
 )
+FLIPPED, EXCHANGED = (
+    "signs of whole groups flipped",
+    "scores of whole groups exchanged, and all ranked anew",
+)
+MAP_NOTE = (
+    " mAP: a clip is ranked among those that the same training tested; the AP of a class is the mean "
+    "precision at the ranks of all clips that have it. Of a mAP of 100 % there is no interval."
+)
 TIME_NOTE = (
-    "Top-1 of the middle view with its frames in order, reversed, shuffled, and all replaced by "
+    "{score} of the middle view with its frames in order, reversed, shuffled, and all replaced by "
     "the middle one; lost by shuffling, with the interval and p over groups."
 )
 
@@ -83,10 +91,12 @@ def accuracy_section(tables: Tables) -> Section:
     mean = "mean_class_accuracy"
     columns: dict[str, Sequence[str]] = {
         "method": table.method.tolist(),
-        "top1 %": [percent(v) for v in table.top1],
-        "95 %": _range(table, "top1_low", "top1_high", percent),
-        "mean class %": [percent(v) for v in table[mean]],
-        "95 % ": _range(table, f"{mean}_low", f"{mean}_high", percent),
+        **_scores(tables, table),
+    }
+    if mean in table:
+        columns["mean class %"] = [percent(v) for v in table[mean]]
+        columns["95 % "] = _range(table, f"{mean}_low", f"{mean}_high", percent)
+    columns |= {
         "p (chance)": [number(v) for v in table.p_chance],
         "groups": table.groups.astype(str).tolist(),
         "clips": table.clips.astype(str).tolist(),
@@ -94,12 +104,26 @@ def accuracy_section(tables: Tables) -> Section:
         "failed": table.failed.astype(str).tolist(),
     }
     lines = (*_reasons(tables), *tables.warnings)
-    return Section("Accuracy", **_rows(columns), note=ACCURACY_NOTE, lines=lines)
+    note = ACCURACY_NOTE + ("" if tables.score == TOP1 else MAP_NOTE)
+    return Section("Accuracy", **_rows(columns), note=note, lines=lines)
+
+
+def _heading(tables: Tables) -> str:
+    return "top1 %" if tables.score == TOP1 else f"{tables.score.name} %"
+
+
+def _scores(tables: Tables, table: pd.DataFrame) -> dict[str, Sequence[str]]:
+    """The score of each row of `table`, and its interval."""
+    name = tables.score.column
+    return {
+        _heading(tables): [percent(v) for v in table[name]],
+        "95 %": _range(table, f"{name}_low", f"{name}_high", percent),
+    }
 
 
 def _reasons(tables: Tables) -> list[str]:
     """Why rows have no number: of each the first error."""
-    missing = tables.accuracy.method[tables.accuracy.top1.isna()]
+    missing = tables.accuracy.method[tables.accuracy[tables.score.column].isna()]
     failed = tables.cells[tables.cells.state == "failed"]
     first = failed[failed.method.isin(missing)].groupby("method", sort=False).error.first()
     return [f"{name} has no result: {error}" for name, error in first.items()]
@@ -109,7 +133,7 @@ def costs_section(tables: Tables) -> Section:
     table = tables.accuracy
     columns: dict[str, Sequence[str]] = {
         "method": table.method.tolist(),
-        "top1 %": [percent(v) for v in table.top1],
+        _heading(tables): [percent(v) for v in table[tables.score.column]],
         "tunable M": [number(v) for v in table.tunable_m],
         "with head M": [number(v) for v in table.tunable_with_head_m],
         "new at inference M": [number(v) for v in table.new_at_inference_m],
@@ -136,33 +160,36 @@ def difference_section(title: str, table: pd.DataFrame, note: str) -> Section:
 
 def sections(tables: Tables) -> list[Section]:
     """Everything that is the same on every run of the study: no times, no pictures."""
+    score = tables.score
+    best = BEST_NOTE.format(score=score.name, permuted=FLIPPED if score == TOP1 else EXCHANGED)
     found = [
-        Section("Recommendation", lines=tables.sentences, note=RULES),
+        Section("Recommendation", lines=tables.sentences, note=RULES.format(score=score.name)),
         accuracy_section(tables),
         costs_section(tables),
-        difference_section("Against the best", tables.best, BEST_NOTE),
+        difference_section("Against the best", tables.best, best),
         difference_section("Against the reference", tables.reference, ""),
     ]
-    trials = tables.cells[(tables.cells.kind == "trial") & tables.cells.val_top1.notna()]
+    trials = tables.cells[(tables.cells.kind == "trial") & tables.cells[tables.validated].notna()]
     if len(trials):
-        found.append(_sensitivity_section(trials))
+        found.append(_sensitivity_section(tables, trials))
     if tables.curves.fraction.nunique() > 1:
-        found.append(_curves_section(tables.curves))
+        found.append(_curves_section(tables))
     if len(tables.orders):
-        found.append(_orders_section(tables.orders))
-    found += [_classes_section(tables.classes), _choices_section(tables.choices)]
+        found.append(_orders_section(tables))
+    found += [_classes_section(tables), _choices_section(tables)]
     failed = tables.cells[tables.cells.state == "failed"]
     if len(failed):
         found.append(_failed_section(failed))
-    found.append(_hardest_section(tables.hardest))
+    if len(tables.hardest):
+        found.append(_hardest_section(tables))
     return found
 
 
-def _sensitivity_section(trials: pd.DataFrame) -> Section:
+def _sensitivity_section(tables: Tables, trials: pd.DataFrame) -> Section:
     early = trials.assign(early=trials.epoch < trials.epochs)
     keys = ["method", "lr"]
     found = early.groupby(keys).agg(
-        trials=("lr", "size"), early=("early", "sum"), top1=("val_top1", "mean")
+        trials=("lr", "size"), early=("early", "sum"), score=(tables.validated, "mean")
     )
     of_name = {name: i for i, name in enumerate(dict.fromkeys(trials.method))}
     found = found.reset_index().sort_values(
@@ -173,7 +200,7 @@ def _sensitivity_section(trials: pd.DataFrame) -> Section:
         "learning rate": [number(v) for v in found.lr],
         "trials": found.trials.astype(str).tolist(),
         "stopped early": found.early.astype(str).tolist(),
-        "val top1 %": [percent(v) for v in found.top1],
+        f"val {_heading(tables)}": [percent(v) for v in found.score],
     }
     return Section("Sensitivity", **_rows(columns), note=SENSITIVITY_NOTE)
 
@@ -192,27 +219,36 @@ def _failed_section(failed: pd.DataFrame) -> Section:
     return Section("Failed cells", **_rows(columns))
 
 
-def _curves_section(curves: pd.DataFrame) -> Section:
+def _curves_section(tables: Tables) -> Section:
+    curves = tables.curves
     columns: dict[str, Sequence[str]] = {
         "method": curves.method.tolist(),
         "training groups %": [f"{100 * v:g}" for v in curves.fraction],
-        "top1 %": [percent(v) for v in curves.top1],
-        "95 %": _range(curves, "top1_low", "top1_high", percent),
+        **_scores(tables, curves),
         "groups tested": curves.groups.astype(str).tolist(),
     }
     return Section("Learning curves", **_rows(columns))
 
 
-def _orders_section(orders: pd.DataFrame) -> Section:
+def _orders_section(tables: Tables) -> Section:
+    orders, name = tables.orders, tables.score.name
     columns: dict[str, Sequence[str]] = {"method": orders.method.tolist()}
-    columns |= {f"{n} %": [percent(v) for v in orders[f"{k}_top1"]] for k, n in ORDER_NAMES.items()}
+    columns |= {
+        f"{n} %": [percent(v) for v in orders[f"{k}_{tables.score.column}"]]
+        for k, n in ORDER_NAMES.items()
+    }
     columns["lost by shuffling"] = [points(v) for v in orders.shuffled_drop]
     columns["95 %"] = _range(orders, "shuffled_drop_low", "shuffled_drop_high", points)
     columns["p"] = [number(v) for v in orders.p]
-    return Section("Does it use time?", **_rows(columns), note=TIME_NOTE)
+    return Section(
+        "Does it use time?",
+        **_rows(columns),
+        note=TIME_NOTE.format(score=f"{name[0].upper()}{name[1:]}"),
+    )
 
 
-def _classes_section(classes: pd.DataFrame) -> Section:
+def _classes_section(tables: Tables) -> Section:
+    classes = tables.classes
     spread = (classes.max(axis=1) - classes.min(axis=1)).sort_values(ascending=False, kind="stable")
     shown = classes.loc[spread.index[:CLASSES]]
     columns: dict[str, Sequence[str]] = {"class": [str(v) for v in shown.index]}
@@ -221,9 +257,10 @@ def _classes_section(classes: pd.DataFrame) -> Section:
     return Section("By class", **_rows(columns), note=note)
 
 
-def _choices_section(choices: pd.DataFrame) -> Section:
+def _choices_section(tables: Tables) -> Section:
     """Without rows that have no choice, and without parts that took over what another chose."""
-    own = choices.val_top1.notna()
+    choices = tables.choices
+    own = choices[tables.validated].notna()
     same = choices.duplicated(["method", "fold", "settings"], keep="last")
     choices = choices[(choices.trial >= 0) & (own | ~same)]
     columns: dict[str, Sequence[str]] = {
@@ -232,13 +269,13 @@ def _choices_section(choices: pd.DataFrame) -> Section:
         "part": [f"{v:g}" for v in choices.fraction],
         "trial": choices.trial.astype(str).tolist(),
         "settings": choices.settings.tolist(),
-        "val top1 %": [percent(v) for v in choices.val_top1],
+        f"val {_heading(tables)}": [percent(v) for v in choices[tables.validated]],
     }
     return Section("Chosen settings", **_rows(columns), note=SEARCH_NOTE)
 
 
-def _hardest_section(hardest: pd.DataFrame) -> Section:
-    shown = hardest.head(HARDEST)
+def _hardest_section(tables: Tables) -> Section:
+    shown = tables.hardest.head(HARDEST)
     columns: dict[str, Sequence[str]] = {
         "clip": shown.id.tolist(),
         "group": shown.group.astype(str).tolist(),
@@ -247,7 +284,10 @@ def _hardest_section(hardest: pd.DataFrame) -> Section:
         "most often": shown.most_often.tolist(),
         "trainings": shown.by.astype(str).tolist(),
     }
-    return Section("Hardest clips", **_rows(columns), note="Over all rows and seeds.")
+    note = "Over all rows and seeds."
+    if tables.score != TOP1:
+        note += " Right: all classes, each said from a probability of 0.5 on."
+    return Section("Hardest clips", **_rows(columns), note=note)
 
 
 def write(

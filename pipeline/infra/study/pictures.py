@@ -41,6 +41,7 @@ def draw(
     """The pictures of the page by the title of their section, drawn in `folder`; `hardest`: how many
     clips show their frames, where `store` has them."""
     found: dict[str, list[Picture]] = {}
+    drawn: Callable[[Path], None]
 
     def add(section: str, text: str, draw: Callable[[Path], None]) -> None:
         path = folder / f"{len(found)}-{len(found.get(section, []))}.png"
@@ -48,20 +49,28 @@ def draw(
         found.setdefault(section, []).append(picture(path, text))
 
     table = tables.accuracy.merge(times, on="method", how="left") if len(times) else tables.accuracy
+    score, validated = tables.score, tables.validated
+    known = table[score.column].notna()
     for column, (label, text) in COSTS.items():
-        if column in table and table[column].notna().any() and table.top1.notna().any():
+        if column in table and table[column].notna().any() and known.any():
             title = f"Accuracy {text}"
-            add("Costs", title, partial(plot_accuracy_against, table, column, label, title))
+            drawn = partial(plot_accuracy_against, table, column, label, title, score=score)
+            add("Costs", title, drawn)
     if tables.curves.fraction.nunique() > 1:
-        add("Learning curves", "learning curves", lambda p: plot_learning_curves(tables.curves, p))
+        drawn = partial(plot_learning_curves, tables.curves, score=score)
+        add("Learning curves", "learning curves", drawn)
     trials = tables.cells[tables.cells.kind == "trial"]
-    if len(trials) and trials.val_top1.notna().any():
-        drawn = partial(plot_sensitivity, trials, table.method[table.top1.notna()].tolist())
+    if len(trials) and trials[validated].notna().any():
+        names = table.method[known].tolist()
+        drawn = partial(plot_sensitivity, trials, names, column=validated, score=score)
         add("Sensitivity", "accuracy over learning rate", drawn)
     if len(tables.classes):
-        add("By class", "top-1 by class", lambda p: plot_per_class(tables.classes, p))
+        own = "AP" if score.of_class == "ap" else score.name
+        drawn = partial(plot_per_class, tables.classes, score=own)
+        add("By class", f"{own} by class", drawn)
     if len(tables.orders):
-        add("Does it use time?", "top-1 by order", lambda p: plot_use_of_time(tables.orders, p))
+        drawn = partial(plot_use_of_time, tables.orders, score=score)
+        add("Does it use time?", f"{score.name} by order", drawn)
     if store is not None and (strips := _strips(tables.hardest.head(hardest), store)):
         add("Hardest clips", "frames", partial(plot_contact_sheet, strips, "Hardest clips"))
     return found

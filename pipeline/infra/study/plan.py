@@ -18,14 +18,18 @@ from pipeline.infra.study.rows import (
     study_rows,
     trial_counts,
 )
-from pipeline.infra.training_setup import seeded_model
+from pipeline.infra.training_setup import searches_offsets, seeded_model
 from pipeline.infra.workspace import Workspace, data_hash, open_store, training_hash
 from vidpipe.config.identity import config_hash
+from vidpipe.data.boxes import read_box_rows
 from vidpipe.data.folds import Fold, GroupedClips, grouped_folds, inner_split, training_part
 from vidpipe.data.groups import store_clips
 from vidpipe.errors import VidpipeError
 from vidpipe.params import Params, deciding_sections, parse_params
 from vidpipe.profile import Cost, cost, training_gmacs
+from vidpipe.tasks.base import Task
+from vidpipe.tasks.clips import open_clips, open_views
+from vidpipe.tasks.registry import TASKS
 
 Kind = Literal["trial", "final"]
 
@@ -123,9 +127,16 @@ class Plan:
     rows: list[RowPlan]
     parts: list[Part]
     clips: GroupedClips
+    classes: tuple[str, ...]
+    counted: tuple[int, ...] | None
+    """Of task detection, the classes that the metric counts; None: all."""
     data: str
     own_train: frozenset[str]
     """Ids of the store's own training split."""
+
+    @property
+    def task(self) -> Task:
+        return TASKS[self.params.data.task]
 
     @cached_property
     def identity(self) -> str:
@@ -235,6 +246,13 @@ def make_plan(
     spaces = [row_space(row, params, raw) for row in rows]
     store = open_store(workspace, params)
     clips = store_clips(params.data.store or workspace.store, params.data)
+    counted = None
+    if params.data.task == "detection":
+        counted = read_box_rows(store.root).evaluated
+        views = (params.evaluate.temporal_clips, params.evaluate.spatial_crops)
+        # Raises for what boxes cannot have.
+        every = open_clips(store.split_as((), store.rows.id), "val", store.classes)
+        open_views(every, params.sampling, params.transform, *views)
     own = frozenset(store.rows.id[store.rows.split == "train"])
     empty = [_model(row, raw, list(store.classes), params.train.seed) for row in rows]
     counts = trial_counts(study.trials, study.budget, [row.training_gmacs for row in empty])
@@ -244,7 +262,8 @@ def make_plan(
     ]
     tuned = any(len(row.settings) > 1 for row in planned)
     parts = list(_parts(params, clips, own, tuned))
-    return Plan(params, raw, workspace, planned, parts, clips, data_hash(workspace, params), own)
+    data, classes = data_hash(workspace, params), tuple(store.classes)
+    return Plan(params, raw, workspace, planned, parts, clips, classes, counted, data, own)
 
 
 def _parts(params: Params, clips: GroupedClips, own: frozenset[str], tuned: bool) -> Iterator[Part]:
@@ -272,7 +291,8 @@ def _model(row: Row, raw: Mapping[str, Any], classes: list[str], seed: int) -> R
         params = cell_params(raw, row.sets, seed)
         trained = seeded_model(params, row.method, classes)
         size = trained.form.size
-        found = cost(trained.model, size), training_gmacs(trained.model, size)
+        trainings = 2 if searches_offsets(params, row.method) else 1
+        found = cost(trained.model, size), trainings * training_gmacs(trained.model, size)
         return RowPlan(row, [()], *found, trained.backbone.sha256)
     except VidpipeError as error:
         return RowPlan(row, [()], None, 0.0, "", str(error))

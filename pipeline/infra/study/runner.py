@@ -12,13 +12,19 @@ from pipeline.infra.console import console, progress
 from pipeline.infra.locks import Busy, locked
 from pipeline.infra.mlflow.tracking import TrackedRun, tracked_run
 from pipeline.infra.pace import duration
+from pipeline.infra.probes import of_a_probe
 from pipeline.infra.stopping import Interrupted, StopRequest, asked
 from pipeline.infra.study.cell import CellRunner, Result, StudyStopped, done, read_result
+from pipeline.infra.study.kept import keep, take_over
 from pipeline.infra.study.plan import Cell, Part, Plan, RowPlan
 from pipeline.infra.training_folder import alone, remove
 from pipeline.infra.workspace import Workspace
+from vidpipe.config.identity import config_hash
 from vidpipe.errors import VidpipeError
 from vidpipe.params import Params
+from vidpipe.tasks.base import Task
+from vidpipe.training.metrics import decisive
+from vidpipe.training.side_by_side import RATES
 
 NONE = -1
 """The choice where every trial failed."""
@@ -35,30 +41,41 @@ class Outcome:
     """(row, fold, fraction) -> the trial whose setting was taken, or NONE."""
 
 
-def run_study(plan: Plan, parent: TrackedRun) -> Outcome:
+def run_study(plan: Plan, parent: TrackedRun, kept: Path) -> Outcome:
     """Every cell that has no result yet is trained, on this process or on `study.num_workers` of Ray.
 
     What was there before counts: a study that was killed goes on, and what another study has trained is
-    taken over. Raises Interrupted when asked to stop, with all states saved.
+    taken over, as is what another sitting left in the file `kept`, which is written at the end and when
+    asked to stop. Raises Interrupted when asked to stop, with all states saved.
     """
     root = plan.workspace.root / "study"
     with _only_one(root), StopRequest(root / "stop") as request:
+        if count := take_over(kept, plan.workspace):
+            console.print(f"study {plan.params.study.name}: took {count} cells over from {kept}")
         runner = _Runner(plan, parent, Path(root / "stop"), request)
-        outcome = Outcome()
-        for search in runner.tune():
-            outcome.chosen[search.row.row.name, *search.part.place] = search.choice
-            outcome.trials += search.all_trials()
-            for cell, _ in search.all_trials():
-                _forget(cell, plan.workspace)
-        finals = []
-        for part in plan.parts:
-            tuned = plan.tuned_part(part)
-            for row in plan.rows:
-                choice = outcome.chosen.get((row.row.name, *tuned.place), NONE)
-                outcome.chosen[row.row.name, *part.place] = choice
-                if choice != NONE:
-                    finals += plan.final_cells(row, part, choice)
-        outcome.finals = list(runner.wave(finals, "final trainings"))
+        try:
+            outcome = _run(plan, runner)
+        finally:
+            keep(runner.cells.values(), plan.workspace, kept)
+    return outcome
+
+
+def _run(plan: Plan, runner: _Runner) -> Outcome:
+    outcome = Outcome()
+    for search in runner.tune():
+        outcome.chosen[search.row.row.name, *search.part.place] = search.choice
+        outcome.trials += search.all_trials()
+        for cell, _ in search.all_trials():
+            _forget(cell, plan.workspace)
+    finals = []
+    for part in plan.parts:
+        tuned = plan.tuned_part(part)
+        for row in plan.rows:
+            choice = outcome.chosen.get((row.row.name, *tuned.place), NONE)
+            outcome.chosen[row.row.name, *part.place] = choice
+            if choice != NONE:
+                finals += plan.final_cells(row, part, choice)
+    outcome.finals = list(runner.wave(finals, "final trainings"))
     return outcome
 
 
@@ -79,6 +96,8 @@ class _Runner:
         self.left = sum(work for *_, work in plan.work())
         self.local: CellRunner | None = None
         self.pace = _Pace()
+        self.cells: dict[str, Cell] = {}
+        """Every cell that the study came to, by key."""
 
     def tune(self) -> list[_Search]:
         """Every row in every part that is tuned in, its choice made."""
@@ -102,6 +121,7 @@ class _Runner:
         """The cells, each with its result, in their order."""
         workspace = self.plan.workspace
         unique = {cell.key: cell for cell in cells}
+        self.cells |= unique
         pending = [cell for cell in unique.values() if done(cell, workspace) is None]
         for cell in unique.values():
             if (known := done(cell, workspace)) is not None:
@@ -136,7 +156,7 @@ class _Runner:
                     self.left -= cell.work
                     eta = self.pace.left(self.left)
                     bar.update(task, advance=1, info=eta)
-                    console.print(f"{cell}: {_line(cell, result)}; {eta}")
+                    console.print(f"{cell}: {_line(cell, result, self.plan.task)}; {eta}")
                     self._track(cell, result)
             except StudyStopped:
                 raise self._stopped() from None
@@ -156,8 +176,8 @@ class _Runner:
             return
         if params.study.num_workers == 0:
             self.local = self.local or CellRunner(params, workspace, asked(self.stop))
-            for cell in cells:
-                yield self.local(cell)
+            for group in side_by_side(cells):
+                yield from self.local.together(group) if len(group) > 1 else [self.local(group[0])]
                 if self.request.number is not None:
                     return
             return
@@ -180,11 +200,27 @@ class _Runner:
             rate = cell.params.method(cell.method).peak_lr(cell.params.train.batch_size)
             run.params({**place, "lr": rate})
             for row in result.history:
-                shown = ("train_loss", "train_top1", "val_loss", "val_top1", "lr")
-                run.metrics({k: row[k] for k in shown if row[k] is not None}, row["epoch"])
+                shown = ("train_loss", "train_top1", "val_loss", "val_top1", "val_score", "lr")
+                numbers = {k: row[k] for k in shown if row.get(k) is not None}
+                run.metrics(numbers, row["epoch"])
             if result.error:
                 run.tags({"vidpipe.error": result.error})
         mark.touch()
+
+
+def side_by_side(cells: list[Cell]) -> list[list[Cell]]:
+    """The cells in their order, those that can be trained at once together: trials of a probe on kept
+    features, on the same clips, that differ in rates and weight decay only."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        key = cell.key
+        if cell.kind == "trial" and of_a_probe(cell.params, cell.method):
+            block = cell.params.method(cell.method)
+            methods = {cell.method: block.model_copy(update=dict.fromkeys(RATES))}
+            rest = cell.params.model_copy(update={"methods": methods})
+            key = config_hash(cell.method, rest.model_dump(), cell.train, cell.test)
+        groups.setdefault(key, []).append(cell)
+    return list(groups.values())
 
 
 @dataclass
@@ -211,7 +247,7 @@ class _Search:
         """Keep the best of this rung's trials for the next."""
         now = [(cell, found[cell.key][1]) for cell in self.cells(level)]
         self.found |= {cell.trial: (cell, result) for cell, result in now}
-        ranked = ranking(now)
+        ranked = ranking(now, decisive(self.plan.task.score))
         keep = self.rungs[level + 1][0] if level + 1 < len(self.rungs) else len(ranked)
         self.alive = sorted(cell.trial for cell, _ in ranked[:keep])
         self.survivors = ranked
@@ -227,11 +263,13 @@ class _Search:
         return [self.found[trial] for trial in sorted(self.found)]
 
 
-def ranking(trials: Iterable[tuple[Cell, Result]]) -> list[tuple[Cell, Result]]:
-    """Those that did not fail, the best first: the highest validation accuracy of their rung's epoch; of
-    equals the lowest loss, then the first."""
+def ranking(
+    trials: Iterable[tuple[Cell, Result]], by: str = "val_top1"
+) -> list[tuple[Cell, Result]]:
+    """Those that did not fail, the best first: the highest number `by` of their rung's epoch; of equals
+    the lowest loss, then the first."""
     good = [(cell, result, result.at(cell)) for cell, result in trials if result.state != "failed"]
-    good.sort(key=lambda t: (-t[2]["val_top1"], t[2]["val_loss"], t[0].trial))
+    good.sort(key=lambda t: (-t[2][by], t[2]["val_loss"], t[0].trial))
     return [(cell, result) for cell, result, _ in good]
 
 
@@ -266,11 +304,13 @@ class _Pace:
         return f"{duration(max(0.0, round(work, 6)) * sum(self.seconds.values()) / known)} left"
 
 
-def _line(cell: Cell, result: Result) -> str:
+def _line(cell: Cell, result: Result, task: Task) -> str:
     if result.state == "failed":
         return f"failed: {result.error}"
     last = result.at(cell) if cell.kind == "trial" else {}
-    shown = f"val top1 {last['val_top1']:.1%}" if last else "tested"
+    by = decisive(task.score)
+    name = "top1" if by == "val_top1" else task.score_name
+    shown = f"val {name} {last[by]:.1%}" if last else "tested"
     return f"{shown} after {result.epoch} of {result.epochs} epochs, {result.seconds:.0f} s"
 
 

@@ -6,6 +6,9 @@ Shape suffixes: B clips, T frames, N tokens, D width. `x` is always
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -84,6 +87,79 @@ def shift_projection(x: Tensor, num_frames: int, offsets: Groups) -> Tensor:
         elif dt > 0:
             group[:, :-dt] = group[:, dt:].clone()
     return x
+
+
+def shift_keys_and_values(
+    k: Tensor, v: Tensor, num_frames: int, offsets: Groups
+) -> tuple[Tensor, Tensor]:
+    """`shift_projection` of both. Small ones that lie beside each other, as a joint projection leaves
+    them, are gathered in one operation: there the number of operations is the cost, and not what they
+    copy."""
+    if any(dt for _, dt in offsets):
+        both = _gathered(k, v, num_frames, offsets)
+        if both is not None:
+            return both
+        k = shift_projection(k, num_frames, offsets)
+        v = shift_projection(v, num_frames, offsets)
+    return k, v
+
+
+SMALL = 2**17
+"""Elements of keys up to which rows are gathered, which is faster for 8 frames of 17 tokens of 96
+channels (`benchmarks/latency.py`); for 8 of 197 tokens of 384 slices are."""
+
+
+def _gathered(
+    k: Tensor, v: Tensor, num_frames: int, offsets: Groups
+) -> tuple[Tensor, Tensor] | None:
+    """Shifted copies of k and v, whose memory is read as rows of as many channels as every group is a
+    multiple of. None where they are large, needed for a backward pass, or lie otherwise."""
+    # In this order: a program with any batch must not be asked how large the one is that it is made of.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or k.numel() > SMALL:
+        return None
+    frames, tokens, width = k.shape
+    step, beside = k.stride(1), v.storage_offset() - k.storage_offset()
+    joint = k.untyped_storage()._cdata == v.untyped_storage()._cdata
+    if not joint or beside <= 0 or not k.stride() == v.stride() == (tokens * step, step, 1):
+        return None
+    where = (frames, num_frames, tokens, step, beside, offsets, k.device)
+    channels, source = _row_numbers(*where)
+    count = ((frames * tokens - 1) * step + beside + width) // channels
+    rows = k.as_strided((count, channels), (channels, 1), k.storage_offset())
+    both = rows.index_select(0, source).view(2, frames, tokens, width)
+    return both[0], both[1]
+
+
+@lru_cache(maxsize=64)
+def _row_numbers(
+    frames: int,
+    num_frames: int,
+    tokens: int,
+    step: int,
+    beside: int,
+    offsets: Groups,
+    device: torch.device,
+) -> tuple[int, Tensor]:
+    """Channels of a row, and the row that each one of all keys, then of all values, is a copy of. Tokens
+    begin `step` channels apart, values `beside` those of the keys."""
+    channels = math.gcd(*(count for count, _ in offsets), step, beside)
+    with torch.inference_mode(False):
+        dt = torch.tensor([dt for count, dt in offsets for _ in range(count // channels)])
+        t = torch.arange(num_frames)[:, None]
+        there = torch.where((t + dt >= 0) & (t + dt < num_frames), t + dt, t)
+        first = torch.arange(0, frames, num_frames)[:, None, None, None]  # of each clip
+        token = (first + there[:, None]) * tokens + torch.arange(tokens)[:, None]
+        keys = token * (step // channels) + torch.arange(len(dt))
+        source = torch.stack([keys, keys + beside // channels]).flatten()
+        return channels, source.to(device)
+
+
+def mix_frames(x: Tensor, num_frames: int, where: Tensor) -> Tensor:
+    """(B*T, N, D), each head a sum over frames: `where` (heads, T, T) at [h, t, u] weighs frame u
+    in what frame t gets."""
+    by_head = x.unflatten(0, (-1, num_frames)).unflatten(-1, (where.shape[0], -1))
+    mixed = torch.einsum("htu,bunhd->btnhd", where.to(x.dtype), by_head)
+    return mixed.flatten(-2).flatten(0, 1)
 
 
 def _by_frame(x: Tensor, num_frames: int, offsets: Groups) -> list[tuple[Tensor, int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,26 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             if len(mine):
                 place = batch * self.batch_size + mine
                 yield list(zip(keys[place].tolist(), clips[place].tolist(), strict=True))
+
+
+def parts(clips: int, accumulate: int, together: int = 1) -> Iterator[slice]:
+    """`clips` of a worker cut into at most `accumulate` parts, multiples of `together` but for the last.
+
+    >>> list(parts(5, 2))
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
+    part = -(-clips // accumulate)
+    part += -part % together
+    for start in range(0, clips, part):
+        yield slice(start, min(start + part, clips))
+
+
+def part_of(batch: Mapping[str, Any], part: slice) -> dict[str, Any]:
+    """Some clips of a collated batch, whose values are tensors (B, ...) or lists of them."""
+    return {
+        key: [x[part] for x in value] if isinstance(value, list) else value[part]
+        for key, value in batch.items()
+    }
 
 
 def balanced_draws(

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from vidpipe.data.fingerprint import Fingerprint, fingerprint, small_frames
 from vidpipe.data.folds import GroupedClips
+from vidpipe.data.labels import label_sets
 from vidpipe.data.near_duplicates import Pair
 from vidpipe.video.store import FrameStore, Manifest
 
@@ -73,7 +74,8 @@ def findings(manifest: Manifest, clips: GroupedClips, pairs: Iterable[Pair]) -> 
     usable = rows[rows.status == "ok"].reset_index(drop=True)
     # Where each video is a group of its own, every pair is of two groups, and none is to be parted.
     grouped = len(set(clips.groups)) < len(clips)
-    found = [*_copies(usable, pairs, grouped), *_same_bytes(rows), *_groups(usable)]
+    several = manifest.task == "multilabel"
+    found = [*_copies(usable, pairs, grouped), *_same_bytes(rows), *_groups(usable, several)]
     table = pd.DataFrame.from_records(found, columns=list(COLUMNS))
     order = {kind: place for place, kind in enumerate([*PROBLEMS, *NOTES])}
     return table.sort_values(
@@ -128,11 +130,13 @@ def _same_bytes(rows: pd.DataFrame) -> Iterable[dict[str, Any]]:
             yield _both("label_conflict", first, copy, **measured)
 
 
-def _groups(usable: pd.DataFrame) -> Iterable[dict[str, Any]]:
+def _groups(usable: pd.DataFrame, several: bool) -> Iterable[dict[str, Any]]:
     for name, found in usable.groupby("group", sort=True):
         if found.split.nunique() > 1:
             yield {"kind": "group_across_splits", "first": name, "clips": len(found)}
-    for label, found in usable.groupby("label", sort=True):
+    sets = label_sets(usable.label.tolist(), several)
+    each = usable.assign(label=pd.Series(sets, usable.index, dtype=object)).explode("label")
+    for label, found in each.groupby("label", sort=True):
         if found.group.nunique() == 1:
             group = found.group.iloc[0]
             yield {

@@ -13,7 +13,21 @@ from vidpipe.config.section import AbsentAtDefault, NotDecisive, Place, Section,
 from vidpipe.data.group_pattern import compiled, is_pattern
 from vidpipe.image_size import Size, sides, size_of, words
 
-Layout = Literal["folders", "table", "kinetics", "ssv2", "diving48", "ucf101", "hmdb51"]
+TaskName = Literal["single_label", "multilabel", "detection"]
+"""What is asked of a clip: a key of `tasks.registry.TASKS`."""
+Layout = Literal[
+    "folders",
+    "table",
+    "kinetics",
+    "ssv2",
+    "diving48",
+    "ucf101",
+    "hmdb51",
+    "charades",
+    "ava",
+    "segments",
+    "activitynet",
+]
 
 
 class ColumnsConfig(Section):
@@ -24,9 +38,31 @@ class ColumnsConfig(Section):
     split: str = "split"
 
 
+class DetectionConfig(Section):
+    """Boxes of task `detection`."""
+
+    proposals: str | None = Field(
+        None,
+        description="inside root: CSV or Parquet of a detector's boxes in validation videos; null: "
+        "val_proposals.csv, or ground-truth boxes where there is none",
+    )
+    min_score: float = Field(0.8, ge=0, le=1, description="of a proposal that is looked at")
+    enlarge: float = Field(0.0, ge=0, le=1, description="share of its sides by which one grows")
+    start_s: float = Field(
+        0.0,
+        ge=0,
+        description="of the annotations' clock where files begin: 900 for AVA's cut videos",
+    )
+
+
 class DataConfig(Section):
     root: Annotated[str, Place()] = Field(
         description="folder of videos; every path in annotations is relative to it"
+    )
+    task: Annotated[TaskName, AbsentAtDefault()] = Field(
+        "single_label",
+        description="single_label: one class a clip; multilabel: any number of classes, or none; "
+        "detection: any number for each person's box, of layout ava",
     )
     layout: Layout | None = Field(
         None, description="null: `table` where annotations is given, else one folder a class"
@@ -37,6 +73,19 @@ class DataConfig(Section):
         "the named data sets: the folder of their annotation files (default: root itself)",
     )
     columns: ColumnsConfig = ColumnsConfig()
+    detection: Annotated[DetectionConfig, AbsentAtDefault()] = DetectionConfig()
+    separator: Annotated[str | None, AbsentAtDefault()] = Field(
+        "|",
+        min_length=1,
+        description="of layout table with task multilabel: what stands between the labels of a video; "
+        "null: a column a class, 0 or 1 (those of `classes`, or all that have no other meaning)",
+    )
+    background: Annotated[str | None, AbsentAtDefault()] = Field(
+        None,
+        min_length=1,
+        description="of spans (layouts segments, activitynet): class of what lies between them, that "
+        "is then trained on; with task multilabel any text, as that has no class; null: left out",
+    )
     group: Annotated[str | None, AbsentAtDefault()] = Field(
         None,
         min_length=1,
@@ -126,6 +175,11 @@ class SamplingConfig(Section):
     rule: Literal["vidpipe", "aim", "st_adapter", "zeroi2v"] = Field(
         "vidpipe",
         description="whose arithmetic: ours, or to the frame that of a paper's code",
+    )
+    train_frames: Annotated[Literal["random", "middle"], AbsentAtDefault()] = Field(
+        "random",
+        description="middle: a training clip has the frames of evaluation's single clip, the same in "
+        "every epoch (`train.cache_features: exact`)",
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vidpipe.data.batches import EpochBatches
 from vidpipe.data.config import SamplingConfig, SubsetConfig, TransformConfig
+from vidpipe.data.labels import label_sets, targets
 from vidpipe.data.model_input import InputForm, crop_views
 from vidpipe.data.sampling import test_indices, train_indices
 from vidpipe.data.transforms import ClipTransform, mirrored_labels
@@ -28,6 +29,8 @@ from vidpipe.text import printable
 from vidpipe.video.store import FrameStore
 
 logger = logging.getLogger(__name__)
+
+Sample = Callable[[int, np.random.Generator], dict[str, Any]]
 
 ATTEMPTS = 8
 """Clips tried for one training sample before its read error ends the training."""
@@ -62,7 +65,8 @@ class Views(Protocol):
 
 
 class Clips:
-    """The rows of one split of a store, with class indices.
+    """The rows of one split of a store, with their targets: `labels` (N,) are class indices; where a
+    clip may have several classes, (N, C) uint8, 1 where it has the class.
 
     `subset` applies to split `train` only. What every loader process holds of a clip is a few
     numbers and the bytes of its id: no Python objects.
@@ -75,26 +79,33 @@ class Clips:
         classes: Sequence[str],
         subset: SubsetConfig | None = None,
     ) -> None:
+        if store.task == "detection":
+            raise VidpipeError(
+                f"{store.root}: of task detection, whose samples are boxes in key frames; this looks at "
+                "whole clips"
+            )
         self.store = store
         self.classes = tuple(classes)
         self.rows = np.flatnonzero(store.rows.split == split)
         if len(self.rows) == 0:
             raise VidpipeError(f"{store.root}: no usable clip in split {split!r}")
+        several = store.task == "multilabel"
         if split == "train" and subset and (subset.fraction or subset.per_class):
             from vidpipe.data.subset import subset_rows
 
-            found = store.rows.iloc[self.rows]
-            self.rows = self.rows[subset_rows(found.id.tolist(), found.label.tolist(), subset)]
-        index = {name: i for i, name in enumerate(classes)}
-        found = store.rows.iloc[self.rows]
-        if unknown := sorted(set(found.label) - index.keys()):
+            own = store.rows.iloc[self.rows]
+            sets = label_sets(own.label.tolist(), several)
+            self.rows = self.rows[subset_rows(own.id.tolist(), sets, subset)]
+        found = store.rows.label.iloc[self.rows].tolist()
+        known = {label for own in label_sets(found, several) for label in own}
+        if unknown := sorted(known - set(classes)):
             raise VidpipeError(
                 f"{store.root}: label {unknown[0]!r} is not among the {len(classes)} classes of "
                 "data.classes"
             )
-        self.labels = np.array([index[label] for label in found.label])
-        self.shards = found["shard"].to_numpy(dtype=np.int64)
-        self._ids = pa.array(found.id.tolist(), pa.large_string())
+        self.labels = targets(found, classes, several)
+        self.shards = store.rows["shard"].to_numpy(dtype=np.int64)[self.rows]
+        self._ids = pa.array(store.rows.id.iloc[self.rows].tolist(), pa.large_string())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -113,6 +124,11 @@ class Clips:
         """(len(indices), 3, H, W) uint8."""
         frames = self.store.read(int(self.rows[i]), indices)
         return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+    def target(self, i: int) -> int | Tensor:
+        """The class index of clip `i`, or its (C,) float 0 and 1."""
+        own = self.labels[i]
+        return int(own) if self.labels.ndim == 1 else torch.from_numpy(own.astype(np.float32))
 
     def num_frames(self, i: int) -> int:
         return self.store.num_frames(int(self.rows[i]))
@@ -139,11 +155,15 @@ class TrainSet(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        return self.drawn(key, self._sample)
+
+    def drawn(self, key: tuple[int, int], sample: Sample) -> dict[str, Any]:
+        """What `sample` makes of the clip that `key` asks for; of another where that is unreadable."""
         epoch, asked = key
         i, rng = asked, np.random.default_rng([self.seed, epoch, asked])
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                sample = self._sample(i, rng)
+                found = sample(i, rng)
             except VidpipeError as error:
                 if attempt == ATTEMPTS:
                     raise
@@ -153,10 +173,22 @@ class TrainSet(Dataset[dict[str, Any]]):
                 rng = np.random.default_rng([self.seed, epoch, asked, attempt])
                 i = int(rng.integers(len(self.clips)))
             else:
-                return {**sample, "asked": asked, "replaced": attempt > 1}
+                return {**found, "asked": asked, "replaced": attempt > 1}
         raise AssertionError("unreachable")
 
     def _sample(self, i: int, rng: np.random.Generator) -> dict[str, Any]:
+        video, flipped = self.view(i, rng)
+        return {"video": video, **self.target(i, flipped)}
+
+    def target(self, i: int, flipped: bool) -> dict[str, Any]:
+        """Label and number of clip `i`, whose view was mirrored or not."""
+        label = self.clips.target(i)
+        if flipped:  # pairs change places, so the same indices serve a class and a row of classes
+            label = int(self.mirrored[label]) if isinstance(label, int) else label[self.mirrored]
+        return {"label": label, "index": i}
+
+    def view(self, i: int, rng: np.random.Generator) -> tuple[Tensor, bool]:
+        """A view of clip `i`, (T, 3, h, w) uint8, and whether it is mirrored."""
         draws = rng.random(self.sampling.num_frames)
         indices = train_indices(self.clips.num_frames(i), self.sampling, draws)
         frames = self.clips.read(i, indices.tolist())
@@ -164,13 +196,7 @@ class TrainSet(Dataset[dict[str, Any]]):
         # Only the CPU's: torch.manual_seed would reset a GPU's, too, which draws the dropout.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(rng.integers(2**63)))
-            video, flipped = self.transform(frames)
-        label = int(self.clips.labels[i])
-        return {
-            "video": video,
-            "label": int(self.mirrored[label]) if flipped else label,
-            "index": i,
-        }
+            return self.transform(frames)
 
 
 class ViewSet(Dataset[dict[str, Any]]):
@@ -202,7 +228,7 @@ class ViewSet(Dataset[dict[str, Any]]):
         unique, where = np.unique(indices, return_inverse=True)
         frames = self.clips.read(i, unique.tolist())
         video = crop_views(frames, where.reshape(indices.shape), self.form, self.spatial_crops)
-        return {"video": video, "label": int(self.clips.labels[i]), "index": i}
+        return {"video": video, "label": self.clips.target(i), "index": i}
 
 
 class Loader:

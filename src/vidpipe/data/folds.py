@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vidpipe.data.labels import label_sets
 from vidpipe.errors import VidpipeError
 
 STEPS = 2000
@@ -36,19 +37,34 @@ STEPS = 2000
 
 @dataclass(frozen=True)
 class GroupedClips:
-    """Clips by id, with the group and the label of each, sorted by id."""
+    """Clips by id, with the group and the label of each, sorted by id. With `several`, a label is any
+    number of classes as one text (`labels.join_labels`)."""
 
     ids: tuple[str, ...]
     groups: tuple[str, ...]
     labels: tuple[str, ...]
+    several: bool = False
 
     @classmethod
-    def of(cls, ids: Iterable[str], groups: Iterable[str], labels: Iterable[str]) -> GroupedClips:
+    def of(
+        cls,
+        ids: Iterable[str],
+        groups: Iterable[str],
+        labels: Iterable[str],
+        several: bool = False,
+    ) -> GroupedClips:
         """In any order. Raises ValueError for lengths that differ or an id that is there twice."""
         rows = sorted(zip(ids, groups, labels, strict=True))
         if len({row[0] for row in rows}) < len(rows):
             raise ValueError("an id is there twice")
-        return cls(*(tuple(row[i] for row in rows) for i in range(3)))
+        ids, groups, labels = (tuple(row[i] for row in rows) for i in range(3))
+        return cls(ids, groups, labels, several)
+
+    def pairs(self) -> tuple[list[str], list[str]]:
+        """Groups and classes: a pair for each class of each clip."""
+        sets = label_sets(self.labels, self.several)
+        groups = [group for group, own in zip(self.groups, sets, strict=True) for _ in own]
+        return groups, [name for own in sets for name in own]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,7 +75,8 @@ class GroupedClips:
         if unknown := wanted - set(self.ids):
             raise KeyError(min(unknown))
         rows = zip(self.ids, self.groups, self.labels, strict=True)
-        return GroupedClips.of(*zip(*(row for row in rows if row[0] in wanted), strict=True))
+        ids_, groups, labels = zip(*(row for row in rows if row[0] in wanted), strict=True)
+        return GroupedClips.of(ids_, groups, labels, self.several)
 
     def group_names(self) -> tuple[str, ...]:
         """Sorted, each once."""
@@ -117,7 +134,7 @@ def inner_split(clips: GroupedClips, fraction: float = 0.2, seed: int = 0) -> Fo
 
     Raises VidpipeError where no group can be spared.
     """
-    held_out = held_out_groups(clips.groups, clips.labels, fraction, seed)
+    held_out = held_out_groups(*clips.pairs(), fraction, seed)
     if not held_out:
         count = len(clips.group_names())
         raise VidpipeError(
@@ -136,9 +153,9 @@ def training_part(clips: GroupedClips, fraction: float, seed: int = 0) -> tuple[
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction {fraction}, expected more than 0 and at most 1")
     labels: dict[str, set[str]] = defaultdict(set)
-    for group, label in zip(clips.groups, clips.labels, strict=True):
+    for group, label in zip(*clips.pairs(), strict=True):
         labels[group].add(label)
-    order = _drawn(labels, seed)
+    order = _drawn(clips.group_names(), seed)
     seen: set[str] = set()
     first = []
     for group in order:
@@ -211,14 +228,15 @@ def _fold(clips: GroupedClips, held_out: set[str]) -> Fold:
 
 def _refuse_class_of_one_group(clips: GroupedClips) -> None:
     groups: dict[str, set[str]] = defaultdict(set)
-    for group, label in zip(clips.groups, clips.labels, strict=True):
+    pairs = clips.pairs()
+    for group, label in zip(*pairs, strict=True):
         groups[label].add(group)
     alone = sorted(label for label, found in groups.items() if len(found) == 1)
     if alone:
         others = f" (and so do {len(alone) - 1} other classes)" if len(alone) > 1 else ""
         raise VidpipeError(
             f"data.group: group {min(groups[alone[0]])!r} holds all "
-            f"{clips.labels.count(alone[0])} clips of class {alone[0]!r}{others}, which can then not be "
+            f"{pairs[1].count(alone[0])} clips of class {alone[0]!r}{others}, which can then not be "
             "trained on and tested; leave the class out, or set data.group to something finer"
         )
 
@@ -230,13 +248,15 @@ def _balanced(
     # Here, for `import vidpipe` and the command line need it not.
     from sklearn.model_selection import StratifiedGroupKFold
 
-    _, label = np.unique(clips.labels, return_inverse=True)
     number = {name: i for i, name in enumerate(names)}
-    group = np.array([number[name] for name in clips.groups])
+    groups, labels = clips.pairs()
+    _, label = np.unique(labels, return_inverse=True)
+    group = np.array([number[name] for name in groups])
+    # Of groups whose clips have no class, and where there is nothing to balance, which scikit-learn
+    # refuses.
     place = np.empty(len(names), np.int64)
-    if folds > np.bincount(label).max():  # nothing to balance, which scikit-learn refuses
-        place[[number[name] for name in _drawn(names, seed)]] = np.arange(len(names)) % folds
-    else:
+    place[[number[name] for name in _drawn(names, seed)]] = np.arange(len(names)) % folds
+    if folds <= np.bincount(label).max():
         draw = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
         split = StratifiedGroupKFold(folds, shuffle=True, random_state=draw)
         with warnings.catch_warnings():  # of classes that have fewer clips than there are folds

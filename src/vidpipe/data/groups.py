@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from vidpipe.data.boxes import PROPOSAL, read_box_rows
 from vidpipe.data.config import DataConfig
 from vidpipe.data.folds import GroupedClips
 from vidpipe.data.group_pattern import group_in, is_pattern
+from vidpipe.data.labels import join_labels
 from vidpipe.errors import VidpipeError
 from vidpipe.video.store import read_manifest
 
@@ -50,4 +52,12 @@ def store_clips(store: Path | str, config: DataConfig) -> GroupedClips:
             "columns of the table are read then; run `vidpipe extract` again, or give a pattern on the "
             "path, such as */{*}_*"
         )
-    return GroupedClips.of(rows.id, groups, rows.label)
+    labels = rows.label.tolist()
+    if manifest.task == "detection":
+        boxes = read_box_rows(store)
+        classes, own = manifest.classes, boxes.take(boxes.action != PROPOSAL)
+        found: dict[str, set[str]] = {}
+        for video, action in zip(own.video.tolist(), own.action.tolist(), strict=True):
+            found.setdefault(boxes.videos[video], set()).add(classes[action])
+        labels = [join_labels(sorted(found.get(id_, ()))) for id_ in rows.id]
+    return GroupedClips.of(rows.id, groups, labels, manifest.task != "single_label")

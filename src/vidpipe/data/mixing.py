@@ -24,21 +24,26 @@ class Mixed:
     video: Tensor
     """(B, 3, T, H, W), as it came in but for the mixing."""
     labels: Tensor
-    """(B,) own class of each clip."""
+    """(B,) own class of each clip, or (B, C) its classes."""
     partners: Tensor
-    """(B,) class of the other clip of the pair; the own one where a clip has none."""
+    """The same of the other clip of the pair; the own one where a clip has none."""
     weights: Tensor
     """(B,) share of the own class, in [0, 1]."""
 
     def targets(self, num_classes: int) -> Tensor:
-        """(B, num_classes) soft labels, for `F.cross_entropy`."""
-        own, other = (F.one_hot(y, num_classes) for y in (self.labels, self.partners))
+        """(B, num_classes) soft labels."""
+        own, other = (
+            F.one_hot(y, num_classes) if y.ndim == 1 else y for y in (self.labels, self.partners)
+        )
         return torch.lerp(other.float(), own.float(), self.weights[:, None])
 
     @property
     def heavier(self) -> Tensor:
-        """(B,) the class with the larger share, which accuracy is counted against."""
-        return torch.where(self.weights >= 0.5, self.labels, self.partners)
+        """The labels with the larger share, which accuracy is counted against."""
+        own = self.weights >= 0.5
+        return torch.where(
+            own if self.labels.ndim == 1 else own[:, None], self.labels, self.partners
+        )
 
 
 class PairMixer:

@@ -6,7 +6,7 @@ The one place that says so. Training draws its own crops (`data.transforms`) of 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,9 +113,24 @@ def middle_view(frames: Tensor, form: InputForm) -> Tensor:
     return view.unflatten(0, clips.shape[:2])
 
 
+def batch_input(
+    batch: Mapping[str, Any],
+    normalisation: tuple[Sequence[float], Sequence[float]],
+    device: torch.device,
+) -> Tensor | list[Tensor]:
+    """What a model takes of a loader's batch: its video, (B, T, 3, h, w), or the first view of
+    (B, views, T, 3, h, w); where frozen features were kept, those, fp32 (B, ...)."""
+    if "features" in batch:
+        return [x.to(device, non_blocking=True).float() for x in batch["features"]]
+    video = batch["video"].to(device, non_blocking=True)
+    return to_input(video if video.ndim == 5 else video[:, 0], *normalisation)
+
+
 def to_input(video: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(..., T, 3, H, W) uint8 -> (..., 3, T, H, W) fp32, normalised on the tensor's own device."""
-    x = video.transpose(-4, -3).float()
+    # One layout in memory, that of a decoder, whoever stacked the clips: the last bits of a convolution
+    # depend on it, and loader workers and kept features would train other weights.
+    x = video.movedim(-3, -1).contiguous().movedim(-1, -4).float()
     shape = (-1, 1, 1, 1)
     offset = torch.tensor(mean, device=x.device).view(shape) * 255
     scale = torch.tensor(std, device=x.device).view(shape) * 255

@@ -1,6 +1,7 @@
 """A torch data set of one's own, in the form that training and validation take clips in.
 
-Its items are (frames, label): uint8 RGB (T, 3, H, W) of any size and a class index. What it draws from
+Its items are (frames, label): uint8 RGB (T, 3, H, W) of any size and a class index, or (C,) 0 and 1
+where a clip may have several classes. What it draws from
 the global generators of torch, numpy and random is a function of seed, epoch and item, as for our own
 clips: no number of loader processes changes it.
 """
@@ -33,6 +34,8 @@ class OwnClips:
     num_classes: int
     form: InputForm
     seed: int
+    several: bool = False
+    """Whether a clip may have several classes."""
 
     def __post_init__(self) -> None:
         if isinstance(self.data, IterableDataset) or not hasattr(self.data, "__len__"):
@@ -54,28 +57,35 @@ class OwnClips:
     def name(self, i: int) -> str:
         return f"{self.name_of_set}[{i}]"
 
-    def read(self, epoch: int, i: int) -> tuple[Tensor, int]:
-        """((T, 3, h, w) uint8, label). Raises VidpipeError for an item of another form."""
+    def read(self, epoch: int, i: int) -> tuple[Tensor, int | Tensor]:
+        """((T, 3, h, w) uint8, label: a class index, or of several (C,) fp32). Raises VidpipeError for
+        an item of another form."""
         with seeded(self.seed, epoch, i):
             item = self.data[i]
         try:
             frames, label = item
-            label = int(label)
+            label = torch.as_tensor(label).float() if self.several else int(label)
             frames = torch.as_tensor(frames)
             video = middle_view(frames, self.form)
         except VidpipeError as error:
             raise VidpipeError(f"{self.name(i)}: {error}") from None
         except (TypeError, ValueError, RuntimeError) as error:
             raise VidpipeError(
-                f"{self.name(i)}: expected (frames, label), uint8 (T, 3, H, W) and a class index "
-                f"({error})"
+                f"{self.name(i)}: expected (frames, label), uint8 (T, 3, H, W) and "
+                f"{'0 or 1 of each class' if self.several else 'a class index'} ({error})"
             ) from None
         if frames.ndim != 4 or len(frames) != self.num_frames:
             raise VidpipeError(
                 f"{self.name(i)}: frames {tuple(frames.shape)}, expected ({self.num_frames}, 3, H, W): "
                 f"the model was made for {self.num_frames} frames"
             )
-        if not 0 <= label < self.num_classes:
+        if isinstance(label, Tensor):
+            if label.shape != (self.num_classes,) or not ((label == 0) | (label == 1)).all():
+                raise VidpipeError(
+                    f"{self.name(i)}: label of shape {tuple(label.shape)}, expected "
+                    f"({self.num_classes},): 1 for each class of the clip, else 0"
+                )
+        elif not 0 <= label < self.num_classes:
             raise VidpipeError(
                 f"{self.name(i)}: label {label}, expected 0 to {self.num_classes - 1}: the model was "
                 f"made for {self.num_classes} classes"

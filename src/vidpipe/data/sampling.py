@@ -19,6 +19,7 @@ In `aim` and `zeroi2v`, `repeat_last` repeats the last frame that was sampled, n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,11 @@ Indices = NDArray[np.int64]
 def train_indices(length: int, config: SamplingConfig, uniforms: NDArray[np.float64]) -> Indices:
     """Frame indices (T,) of a training clip from a video of `length` frames.
 
-    `uniforms` are T draws in [0, 1): uniform spends one on each frame, dense its first on the start.
+    `uniforms` are T draws in [0, 1): uniform spends one on each frame, dense its first on the start;
+    with `train_frames: middle` nothing is drawn.
     """
+    if config.train_frames == "middle":
+        return cast(Indices, test_indices(length, config, 1)[0])
     t, stride = config.num_frames, config.stride
     if config.strategy == "uniform":
         if config.rule == "vidpipe":

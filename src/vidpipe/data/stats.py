@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from vidpipe.data.labels import label_sets
 from vidpipe.video.store import Manifest
 
 SPLITS = ("train", "val")
@@ -19,9 +20,11 @@ def usable(rows: pd.DataFrame) -> pd.DataFrame:
 
 def class_counts(manifest: Manifest) -> pd.DataFrame:
     """Usable clips: a row a class in the manifest's order (classes without clips too), columns
-    train and val."""
+    train and val. A clip of several classes counts for each."""
     ok = usable(manifest.rows)
-    counts = pd.crosstab(ok.label, ok.split)
+    sets = label_sets(ok.label.tolist(), manifest.task == "multilabel")
+    each = ok.assign(label=pd.Series(sets, ok.index, dtype=object)).explode("label")
+    counts = pd.crosstab(each.label, each.split)
     return counts.reindex(index=list(manifest.classes), columns=list(SPLITS), fill_value=0)
 
 
@@ -32,12 +35,13 @@ def summarise(manifest: Manifest) -> dict[str, Any]:
     """
     ok, counts = usable(manifest.rows), class_counts(manifest)
     bad = manifest.rows[manifest.rows.status != "ok"]
-    source, store = int(ok.source_bytes.sum()), int(ok.nbytes.sum())
+    files = ok.drop_duplicates("path")  # spans of one file are in the store once
+    source, store = int(files.source_bytes.sum()), int(files.nbytes.sum())
     most, least = str(counts.train.idxmax()), str(counts.train.idxmin())
     low, high = int(counts.train.min()), int(counts.train.max())
     return {
         "tier": manifest.tier,
-        "clips": {split: int(counts[split].sum()) for split in SPLITS},
+        "clips": {split: int((ok.split == split).sum()) for split in SPLITS},
         "classes": len(manifest.classes),
         "per_class": counts.to_dict("index"),
         "balance": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from vidpipe.data.config import SubsetConfig
 
 logger = logging.getLogger(__name__)
+ALL = object()
+"""All clips, as if they were a class."""
 
 
 def subset_rows(
-    ids: Sequence[str], labels: Sequence[Hashable], config: SubsetConfig
+    ids: Sequence[str], labels: Sequence[Iterable[Hashable]], config: SubsetConfig
 ) -> NDArray[np.int64]:
     """Positions in `ids`, ascending, of the clips to train on; all where `config` asks for nothing.
 
@@ -23,12 +25,19 @@ def subset_rows(
     at least one, or `per_class`, or all there are where a class has fewer, with a warning. So a
     smaller subset is part of a larger one, and a clip's place depends neither on the order of rows
     nor on the clips of other classes.
+
+    `labels`: the classes of each clip. Where clips have several, or none, a fraction is of all clips,
+    and of each class at least one; a shot of one class is one of the clip's other classes, too.
     """
     if config.fraction is None and config.per_class is None:
         return np.arange(len(ids))
     classes: dict[Hashable, list[int]] = {}
-    for row, label in enumerate(labels):
-        classes.setdefault(label, []).append(row)
+    for row, own in enumerate(labels):
+        for label in own:
+            classes.setdefault(label, []).append(row)
+    several = sum(map(len, classes.values())) != len(ids)
+    if several and config.fraction is not None:
+        classes[ALL] = list(range(len(ids)))
     chosen: list[int] = []
     small: list[str] = []
     for label, rows in classes.items():
@@ -36,6 +45,8 @@ def subset_rows(
             count = config.per_class
             if len(rows) < count:
                 small.append(f"{label} ({len(rows)})")
+        elif several and label is not ALL:
+            count = 1
         else:
             count = max(1, round((config.fraction or 0) * len(rows)))
         rows.sort(key=lambda row: hashlib.sha256(f"{config.seed} {ids[row]}".encode()).digest())
@@ -48,4 +59,4 @@ def subset_rows(
             ", ".join(small[:10]),
             ", ..." if len(small) > 10 else "",
         )
-    return np.sort(np.array(chosen, dtype=np.int64))
+    return np.unique(np.array(chosen, dtype=np.int64))

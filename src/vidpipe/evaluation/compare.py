@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from vidpipe.data.labels import targets
 from vidpipe.errors import VidpipeError
-from vidpipe.tasks.scores import Array, interval, mean_class_accuracy
+from vidpipe.tasks.scores import (
+    Array,
+    Indices,
+    RankedScores,
+    interval,
+    mean_class_accuracy,
+    mean_known,
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +28,16 @@ class Evaluated:
     name: str
     classes: tuple[str, ...]
     table: pd.DataFrame
+    task: str = "single_label"
+    timeline: pd.DataFrame | None = None
+    """Of videos looked through for stretches: columns file, start_s, end_s, label, score, truth."""
+    scored: tuple[str, ...] | None = None
+    """Of people in boxes: the classes that its metric counted."""
+
+    @property
+    def several(self) -> bool:
+        """Whether a clip may have several labels."""
+        return self.task == "multilabel"
 
 
 def require_same_classes(
@@ -35,8 +54,22 @@ def require_same_classes(
     )
 
 
-def _paired(a: Evaluated, b: Evaluated) -> tuple[pd.DataFrame, pd.DataFrame]:
+def require_same_task(one: str, task: str, other: str, others: str) -> None:
+    """Raises VidpipeError, naming both sides, where a clip has one label there and several here."""
+    if task != others:
+        raise VidpipeError(
+            f"{one} is for data.task {task} and {other} for {others}; both must be for the same task"
+        )
+
+
+def paired(a: Evaluated, b: Evaluated) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both tables in the same order of clips."""
+    for run in (a, b):
+        if run.task == "detection":
+            raise VidpipeError(
+                f"{run.name}: its rows are boxes, not clips; `vidpipe promote` compares frame mAP"
+            )
+    require_same_task(a.name, a.task, b.name, b.task)
     require_same_classes(a.name, a.classes, b.name, b.classes)
     first, second = a.table.set_index("id"), b.table.set_index("id")
     if only := sorted(set(first.index) ^ set(second.index)):
@@ -53,7 +86,8 @@ def _paired(a: Evaluated, b: Evaluated) -> tuple[pd.DataFrame, pd.DataFrame]:
     return first, second
 
 
-def _top1(table: pd.DataFrame) -> Array:
+def hits_of(table: pd.DataFrame) -> Array:
+    """(N,) 1 where the label is the predicted one."""
     return np.array([a == b for a, b in zip(table.label, table.predicted)], dtype=np.float64)
 
 
@@ -62,23 +96,32 @@ def _top5(table: pd.DataFrame) -> Array:
 
 
 def difference(a: Evaluated, b: Evaluated) -> pd.DataFrame:
-    """Rows top1, top5, mean_class_accuracy; columns a, b, difference (b - a) with the bounds low and
-    high of a paired 95 % bootstrap, and p (of top1 and top5: McNemar's exact test).
+    """Rows top1, top5, mean_class_accuracy; of several labels a clip map, subset_accuracy. Columns a,
+    b, difference (b - a) with the bounds low and high of a paired 95 % bootstrap, and p (of shares of
+    clips: McNemar's exact test).
 
     Raises VidpipeError where classes, clips or labels are not the same.
     """
-    from scipy.stats import binomtest
+    first, second = paired(a, b)
+    columns = ["metric", "a", "b", "difference", "low", "high", "p"]
+    if a.several:
+        ranked = [ranked_of(table, a.classes) for table in (first, second)]
+        both = [mean_known(each()) for each in ranked]
 
-    first, second = _paired(a, b)
+        def gained(i: Indices) -> float:
+            weights = np.bincount(i, minlength=len(first)).astype(np.float64)
+            return mean_known(ranked[1](weights)) - mean_known(ranked[0](weights))
+
+        low, high = interval(gained, len(first))
+        row = ("map", *both, both[1] - both[0], low, high, float("nan"))
+        shares = _share("subset_accuracy", *(hits_of(table) for table in (first, second)))
+        return pd.DataFrame([row, shares], columns=columns)
     index = {name: i for i, name in enumerate(a.classes)}
     labels = np.array([index[label] for label in first.label], dtype=np.int64)
     rows = []
-    hits = [_top1(table) for table in (first, second)]
+    hits = [hits_of(table) for table in (first, second)]
     for name, (x, y) in (("top1", hits), ("top5", (_top5(first), _top5(second)))):
-        low, high = interval(lambda i, lost=y - x: float(lost[i].mean()), len(x))  # type: ignore[misc]
-        won, lost = int((y > x).sum()), int((y < x).sum())
-        p = binomtest(won, won + lost).pvalue if won + lost else 1.0
-        rows.append((name, x.mean(), y.mean(), y.mean() - x.mean(), low, high, p))
+        rows.append(_share(name, x, y))
     mean, other = (mean_class_accuracy(h, labels) for h in hits)
     low, high = interval(
         lambda i: (
@@ -87,13 +130,35 @@ def difference(a: Evaluated, b: Evaluated) -> pd.DataFrame:
         len(labels),
     )
     rows.append(("mean_class_accuracy", mean, other, other - mean, low, high, float("nan")))
-    columns = ["metric", "a", "b", "difference", "low", "high", "p"]
     return pd.DataFrame(rows, columns=columns)
 
 
+def _share(name: str, x: Array, y: Array) -> tuple[Any, ...]:
+    """A row of `difference` for what is 1 or 0 of each clip."""
+    from scipy.stats import binomtest
+
+    low, high = interval(lambda i: float((y - x)[i].mean()), len(x))
+    won, lost = int((y > x).sum()), int((y < x).sum())
+    p = binomtest(won, won + lost).pvalue if won + lost else 1.0
+    return name, x.mean(), y.mean(), y.mean() - x.mean(), low, high, p
+
+
+def ranked_of(table: pd.DataFrame, classes: Sequence[str]) -> RankedScores:
+    """What average precision is made of, of several labels a clip."""
+    labels = targets(table.label.tolist(), classes, several=True)
+    return RankedScores(np.stack(table.probabilities.tolist()).astype(np.float64), labels)
+
+
 def per_class_difference(a: Evaluated, b: Evaluated) -> pd.DataFrame:
-    """Columns class, clips, a, b (top1), difference (b - a): the largest gain first (AIM, Fig. 5)."""
-    first, second = _paired(a, b)
+    """Columns class, clips, a, b (top1; of several labels AP), difference (b - a): the largest gain
+    first (AIM, Fig. 5)."""
+    first, second = paired(a, b)
+    if a.several:
+        clips = targets(first.label.tolist(), a.classes, several=True).sum(0, dtype=np.int64)
+        aps = {side: ranked_of(t, a.classes)() for side, t in (("a", first), ("b", second))}
+        table = pd.DataFrame({"class": list(a.classes), "clips": clips, **aps})[clips > 0]
+        table["difference"] = table.b - table.a
+        return table.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
     both = pd.DataFrame(
         {
             "class": first.label,
@@ -112,6 +177,9 @@ def mean_of_splits(runs: Sequence[Evaluated]) -> pd.DataFrame:
     One row a run and a last one `mean`. Raises VidpipeError where classes differ, or where two runs
     were evaluated on the same clips.
     """
+    for run in runs:
+        if run.several:
+            raise VidpipeError(f"{run.name}: several labels a clip; expected top-1 of splits")
     for run in runs[1:]:
         require_same_classes(runs[0].name, runs[0].classes, run.name, run.classes)
     seen: dict[frozenset[str], str] = {}
@@ -122,7 +190,7 @@ def mean_of_splits(runs: Sequence[Evaluated]) -> pd.DataFrame:
             raise VidpipeError(f"{seen[ids]} and {run.name} were evaluated on the same clips")
         seen[ids] = run.name
         index = {name: i for i, name in enumerate(run.classes)}
-        hits = _top1(run.table)
+        hits = hits_of(run.table)
         labels = np.array([index[label] for label in run.table.label], dtype=np.int64)
         rows.append(
             (run.name, hits.mean(), _top5(run.table).mean(), mean_class_accuracy(hits, labels))

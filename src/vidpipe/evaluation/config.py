@@ -6,7 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vidpipe.config.section import NotDecisive, Section
+from vidpipe.config.section import AbsentAtDefault, NotDecisive, Section
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class TimelineConfig(Section):
+    """Windows over a whole file and how they are merged; of data sets whose rows are spans."""
+
+    window_s: Seconds | None = Field(None, description="null: the median of the training spans")
+    step_s: Seconds | None = Field(None, description="null: a quarter of a window")
+    smoothing_s: float = Field(0.0, ge=0, le=3600, description="windows within it are averaged")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="null: the likeliest class; of several labels, their own"
+    )
+    min_length_s: float = Field(0.0, ge=0, le=3600, description="shorter stretches are left out")
 
 
 class EvaluateConfig(Section):
@@ -18,6 +32,7 @@ class EvaluateConfig(Section):
     use_of_time: bool = Field(
         True, description="also classify the middle view reversed, shuffled and frozen"
     )
+    timeline: Annotated[TimelineConfig, AbsentAtDefault()] = TimelineConfig()
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 autocast on a GPU, exact fp32 on a CPU; also of `predict`"
     )

@@ -19,8 +19,10 @@ from torch.utils.data import Subset
 from vidpipe.data.dataset import ViewSet, loader_workers, view_loader
 from vidpipe.data.model_input import to_input
 from vidpipe.device import Precision, autocast
+from vidpipe.features.sets import CachedTestViews
 from vidpipe.methods.base import VideoModel
-from vidpipe.tasks.base import Predictions, Task
+from vidpipe.methods.split import Split
+from vidpipe.tasks.base import Predictions, Task, more_inputs
 from vidpipe.tasks.registry import SINGLE_LABEL
 
 ORDERS = ("in_order", "reversed", "shuffled", "frozen")
@@ -32,7 +34,7 @@ class Evaluator:
     """A model with all that turns clips into predictions, on the model's device."""
 
     model: VideoModel
-    views: ViewSet
+    views: ViewSet | CachedTestViews
     normalisation: tuple[tuple[float, ...], tuple[float, ...]]
     average: Average = "softmax"
     use_of_time: bool = True
@@ -42,6 +44,8 @@ class Evaluator:
     loader_workers: int | None = None
     """Decoding processes; None: some beside a GPU, none on a CPU."""
     task: Task = SINGLE_LABEL
+    split: Split | None = None
+    """Of the model, where `views` are kept features: those of a frame are that frame's alone."""
 
     @property
     def device(self) -> torch.device:
@@ -60,11 +64,12 @@ class Evaluator:
 
     @torch.no_grad()
     def _predict(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        self.model.eval()
-        video, indices = batch["video"].to(self.device, non_blocking=True), batch["index"].tolist()
-        clips, count = video.shape[:2]
-        labels = batch["label"].to(self.device)
-        logits = self._logits(video.flatten(0, 1)).unflatten(0, (clips, count))
+        more = more_inputs(batch, self.device)
+        given = [batch["video"]] if self.split is None else batch["features"]
+        parts = [x.to(self.device, non_blocking=True) for x in given]
+        clips, count = parts[0].shape[:2]
+        labels, indices = batch["label"].to(self.device), batch["index"].tolist()
+        logits = self._logits([x.flatten(0, 1) for x in parts], *more).unflatten(0, (clips, count))
         if self.average == "softmax":
             probabilities = self.task.probabilities(logits).mean(1)
         else:
@@ -82,15 +87,18 @@ class Evaluator:
             middle = count // crops // 2 * crops + crops // 2
             result["in_order"] = self.task.probabilities(logits[:, middle])
             # One at a time: a batch of three times the size would need three times the memory.
-            for name, order in self._orders(video.shape[2], indices).items():
+            for name, order in self._orders(parts[0].shape[2], indices).items():
                 rows = torch.arange(clips)[:, None]
-                reordered = self._logits(video[:, middle][rows, order])
+                reordered = self._logits([x[:, middle][rows, order] for x in parts], *more)
                 result[name] = self.task.probabilities(reordered)
         return {name: tensor.cpu() for name, tensor in result.items()}
 
-    def _logits(self, video: Tensor) -> Tensor:
+    def _logits(self, parts: list[Tensor], *more: Tensor) -> Tensor:
+        """Of clips (N, T, 3, h, w) uint8, or of what `split` keeps of them, (N, T, ...)."""
+        network = (self.split or self.task.network(self.model)).eval()
         with autocast(self.precision, self.device):
-            logits: Tensor = self.model(to_input(video, *self.normalisation))
+            x = to_input(parts[0], *self.normalisation) if self.split is None else parts
+            logits: Tensor = network(x, *more)
         return logits.float()
 
     def _orders(self, num_frames: int, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -152,4 +160,5 @@ def predict(
         found["probabilities"],
         found["view_correct"],
         {name: found[name] for name in ORDERS if name in found},
+        clips=evaluator.views.clips,
     )

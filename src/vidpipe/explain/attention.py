@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from vidpipe.backbones.swin import SWINS
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
+from vidpipe.methods.side4video import Side4Video
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class AttentionMaps:
     """(H, N, T, T), where the block also attends over time: [h, n] is query frame x key frame at token
     position n (AIM: all tokens; divided attention: patches only)."""
     clip_query: Tensor | None
-    """(H, T, gh, gw), where one query reads the tokens of all frames (attentional pooling, EVL): of
-    the last such attention of the model, whatever the block."""
+    """(H, T, gh, gw), where one query reads the tokens of all frames (attentional pooling, attentive
+    probe, EVL): of the last such attention of the model, whatever the block."""
     logits: Tensor
     """(C,)"""
 
@@ -74,9 +75,27 @@ class AttentionMaps:
         return self.over_time[:, 0].mean(0)
 
 
+Answer = Callable[[VideoModel, Tensor], Tensor]
+"""Of a model and clips (B, 3, T, H, W): logits (B, C)."""
+
+
+def of_the_clip(model: VideoModel, video: Tensor) -> Tensor:
+    """What a model answers of whole clips."""
+    return cast(Tensor, model(video))
+
+
 @torch.no_grad()
-def attention_maps(model: VideoModel, clip: Tensor, block: int = -1) -> AttentionMaps:
+def attention_maps(
+    model: VideoModel,
+    clip: Tensor,
+    block: int = -1,
+    answer: Answer = of_the_clip,
+    patches_read: Tensor | None = None,
+) -> AttentionMaps:
     """Attention of `block` (negative: from the end) on one normalised clip (1, 3, T, H, W).
+
+    `answer`: what is computed of it, such as of a box; `patches_read`: numbers of the patches whose
+    queries are looked at, None: those of what the image model's feature is made of.
 
     Raises VidpipeError for a Swin, for a block that is not there, and where the method attends by
     other means than PyTorch's fused attention.
@@ -87,7 +106,7 @@ def attention_maps(model: VideoModel, clip: Tensor, block: int = -1) -> Attentio
     num_frames = clip.shape[2]
     recorder = _Recorder(model, index, num_frames)
     with recorder:
-        logits = model(clip)[0]
+        logits = answer(model, clip)[0]
     if recorder.spatial is None:
         raise VidpipeError(
             f"explain: saw no attention over patches in block {index} of {model.name}; expected "
@@ -97,7 +116,9 @@ def attention_maps(model: VideoModel, clip: Tensor, block: int = -1) -> Attentio
     patches = grid[0] * grid[1]
     q, k, scale, bias = recorder.spatial
     # The queries of the tokens that the feature is made of.
-    read = slice(1) if model.view.reads == "prefix" else slice(-patches, None)
+    read: slice | Tensor = slice(1) if model.view.reads == "prefix" else slice(-patches, None)
+    if patches_read is not None:
+        read = q.shape[2] - patches + patches_read.to(q.device)
     bias = None if bias is None else bias[..., read, :]
     spatial = _probabilities(q[:, :, read], k, scale, bias).mean(2)  # (T, H, N)
     over_time = clip_query = None
@@ -157,14 +178,20 @@ class _Recorder(TorchFunctionMode):
     `norm2` follows the spatial attention in every method, so what comes between two of them is one
     block's; the last attention there is the spatial one, one of T queries and T keys before it is
     over time. One query to the tokens of all frames is a decoder's, wherever it stands; where the last
-    block asks for the class token only there is none.
+    block asks for the class token only there is none. A side network's attention, behind each block, is
+    none of the blocks'; its norm says where it begins, and the next block's norm where it ends.
     """
 
     def __init__(self, model: VideoModel, index: int, num_frames: int) -> None:
         super().__init__()
         self.index, self.num_frames = index, num_frames
         self.decoders = model.tokens_needed(len(model.blocks) - 1) is None
-        self.after = {id(cast(Any, b.norm2).weight): i for i, b in enumerate(model.blocks)}
+        blocks = [cast(Any, block) for block in model.blocks]
+        self.enters = {id(b.norm2.weight): i + 1 for i, b in enumerate(blocks)}
+        if isinstance(model, Side4Video):
+            outside = (cast(Any, side).norm2 for side in model.side)
+            self.enters |= {id(b.norm1.weight): i for i, b in enumerate(blocks)}
+            self.enters |= {id(norm.weight): len(blocks) for norm in outside}
         self.block = 0
         self.spatial: Attended | None = None
         self.over_time: Attended | None = None
@@ -182,8 +209,8 @@ class _Recorder(TorchFunctionMode):
             self._keep(*args, **kwargs)
         else:
             for argument in (*args, *kwargs.values()):
-                if id(argument) in self.after:
-                    self.block = self.after[id(argument)] + 1
+                if id(argument) in self.enters:
+                    self.block = self.enters[id(argument)]
         return func(*args, **kwargs)
 
     def _keep(

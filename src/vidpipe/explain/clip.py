@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from vidpipe.data.model_input import to_input
 from vidpipe.errors import VidpipeError
-from vidpipe.explain.attention import AttentionMaps, attention_maps
+from vidpipe.explain.attention import Answer, AttentionMaps, attention_maps, of_the_clip
 from vidpipe.explain.grad_cam import grad_cam as compute_grad_cam
-from vidpipe.trained.card import TrainedModel
+from vidpipe.methods.base import VideoModel
+from vidpipe.trained.trained_model import TrainedModel
 
 Kind = Literal["spatial", "temporal", "clip", "grad_cam"]
 
@@ -68,11 +70,15 @@ def explain_clip(
     block: int = -1,
     grad_cam: bool = False,
     target: int | None = None,
+    box: Tensor | None = None,
 ) -> Explanation:
     """Explain one clip: frames (T, 3, h, w) uint8, as many and of the size that the model is for.
 
     `block`: whose attention, and whose input for Grad-CAM. `target`: Grad-CAM's class; None: the
-    predicted one. Raises VidpipeError for a Swin, a block that is not there, and other frames.
+    predicted one. `box` (4,), of task detection: x1, y1, x2, y2 as fractions of the frame; its answer is
+    explained, by the attention of the patches in it, and it is drawn on the frames.
+
+    Raises VidpipeError for a Swin, a block that is not there, other frames, and a box that is missing.
     """
     height, width = trained.form.sides
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1:] != (3, height, width):
@@ -80,18 +86,51 @@ def explain_clip(
             f"explain: expected uint8 frames (T, 3, {height}, {width}), got {frames.dtype} "
             f"{tuple(frames.shape)}"
         )
-    model = trained.model
+    model, answer = trained.model, cast(Answer, of_the_clip)
+    patches: Tensor | None = None
+    if "boxes" in trained.task.inputs:
+        if box is None:
+            raise VidpipeError("explain: a model of task detection answers of a box; give one")
+        answer, patches = _of_box(trained, box), patches_in(box, model)
     device = next(model.parameters()).device
     clip = to_input(frames.to(device), trained.backbone.mean, trained.backbone.std)[None]
-    maps = attention_maps(model, clip, block)
+    maps = attention_maps(model, clip, block, answer, patches)
     views = attention_views(maps)
-    probabilities = maps.logits.softmax(-1)
+    probabilities = trained.task.probabilities(maps.logits)
     if grad_cam:
         target = int(probabilities.argmax()) if target is None else target
-        cam = compute_grad_cam(model, clip, target, block)
+        cam = compute_grad_cam(model, clip, target, block, answer)
         title = f"Grad-CAM of\n{trained.classes[target]}"
         views.append(View("grad_cam", title, cam, tuple(range(len(frames)))))
-    return Explanation(frames.cpu(), views, maps.class_token_over_time(), probabilities)
+    shown = frames.cpu() if box is None else _drawn(frames.cpu(), box)
+    return Explanation(shown, views, maps.class_token_over_time(), probabilities)
+
+
+def _of_box(trained: TrainedModel, box: Tensor) -> Answer:
+    def answer(model: VideoModel, video: Tensor) -> Tensor:
+        boxes = box.to(video.device).expand(len(video), 1, 4)
+        return cast(Tensor, trained.task.network(model)(video, boxes))[:, 0]
+
+    return answer
+
+
+def patches_in(box: Tensor, model: VideoModel) -> Tensor:
+    """Numbers of the patches that a box (4,), as fractions of the frame, touches; at least one."""
+    rows, columns = model.view.grid
+    x1, y1, x2, y2 = box.double().clamp(0, 1).tolist()
+    first = min(int(y1 * rows), rows - 1), min(int(x1 * columns), columns - 1)
+    end = max(math.ceil(y2 * rows), first[0] + 1), max(math.ceil(x2 * columns), first[1] + 1)
+    inside = torch.zeros(rows, columns, dtype=torch.bool)
+    inside[first[0] : end[0], first[1] : end[1]] = True
+    return inside.flatten().nonzero()[:, 0]
+
+
+def _drawn(frames: Tensor, box: Tensor) -> Tensor:
+    from torchvision.utils import draw_bounding_boxes
+
+    height, width = frames.shape[-2:]
+    pixels = box.cpu()[None] * torch.tensor([width, height, width, height])
+    return torch.stack([draw_bounding_boxes(own, pixels, colors="white") for own in frames])
 
 
 def attention_views(maps: AttentionMaps) -> list[View]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vidpipe.errors import VidpipeError
-from vidpipe.explain.attention import block_index
+from vidpipe.explain.attention import Answer, block_index, of_the_clip
 from vidpipe.methods.base import VideoModel
 
 
-def grad_cam(model: VideoModel, clip: Tensor, target: int, block: int = -1) -> Tensor:
+def grad_cam(
+    model: VideoModel, clip: Tensor, target: int, block: int = -1, answer: Answer = of_the_clip
+) -> Tensor:
     """(T, gh, gw), fp32 on the CPU, at least 0: evidence for class `target` in a normalised clip
-    (1, 3, T, H, W), at the patches that enter the attention of `block`.
+    (1, 3, T, H, W), at the patches that enter the attention of `block`; of what `answer` computes.
 
     Behind the last block, a patch has no gradient where the class token is classified, so the
     attention's normed input is taken. A channel's weight is its mean gradient over the patches of
@@ -38,7 +41,7 @@ def grad_cam(model: VideoModel, clip: Tensor, target: int, block: int = -1) -> T
     with torch.enable_grad():
         # Asked of the pixels, so that there is a graph where every weight before the tap is frozen.
         video = clip.detach().requires_grad_()
-        cam = LayerGradCam(tapped, norm.patches).attribute(
+        cam = LayerGradCam(partial(answer, tapped), norm.patches).attribute(
             video, target=target, relu_attributions=True
         )
     return cast(Tensor, cam).detach()[0, 0].float().cpu()

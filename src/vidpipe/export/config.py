@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from vidpipe.config.section import Section
+from vidpipe.config.section import NotDecisive, Section
 
+CHAMPION = "champion"
+"""The alias of the version that is in use."""
 PROGRAMS = {"torch_export": ("fp32", "bf16", "fp16"), "onnx": ("fp32", "fp16", "int8")}
 """The precisions that each program format can be written in."""
 
@@ -30,7 +32,24 @@ class ExportConfig(Section):
         None, ge=1, description="validation clips that is measured on; null: all"
     )
     register_as: str | None = Field("vidpipe", description="MLflow registered model; null: none")
-    alias: str = "current"
+    alias: str = Field(
+        "candidate",
+        description="of the version that was exported last; `vidpipe promote` moves champion",
+    )
+    margin: Annotated[float, NotDecisive()] = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="validation top-1 (of several labels, mAP) that a promoted candidate may have less "
+        "than the champion, at the low end of the paired 95 % interval, as a fraction",
+    )
+
+    @field_validator("alias")
+    @classmethod
+    def _not_the_champion(cls, alias: str) -> str:
+        if alias == CHAMPION:
+            raise ValueError(f"{CHAMPION} is what `vidpipe promote` moves; expected another name")
+        return alias
 
     @model_validator(mode="after")
     def _possible(self) -> ExportConfig:

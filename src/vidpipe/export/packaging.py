@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from vidpipe.export.parity import Parity
 from vidpipe.files import atomic_folder, write_json
 from vidpipe.methods.base import VideoModel
-from vidpipe.trained.card import PACKAGE, TENSORS, Card, TrainedModel
+from vidpipe.trained.card import PACKAGE, TENSORS, Card
+from vidpipe.trained.trained_model import TrainedModel
 
 
 def inference_model(model: VideoModel) -> VideoModel:
@@ -23,7 +24,15 @@ def inference_model(model: VideoModel) -> VideoModel:
 
 def describe(trained: TrainedModel, exported: VideoModel) -> dict[str, Any]:
     """config.json: how to rebuild the model, and what a caller must know."""
-    form = trained.form
+    form, classes = trained.form, len(trained.classes)
+    with_boxes = "boxes" in trained.task.inputs
+    boxes = {
+        "boxes": {
+            "dtype": "float32",
+            "shape": ["batch", "boxes", 4],
+            "meaning": "x1, y1, x2, y2 as fractions of the frame",
+        }
+    }
     return Card.of(
         PACKAGE,
         replace(trained, model=exported),
@@ -33,9 +42,16 @@ def describe(trained: TrainedModel, exported: VideoModel) -> dict[str, Any]:
             "name": "clips",
             "dtype": "uint8",
             "shape": ["batch", trained.sampling.num_frames, 3, *form.sides],
-            "meaning": f"RGB frames, {form}; not normalised",
+            "meaning": "RGB frames, the whole frame resized to the size; not normalised"
+            if with_boxes
+            else f"RGB frames, {form}; not normalised",
+            **(boxes if with_boxes else {}),
         },
-        output={"name": "logits", "dtype": "float32", "shape": ["batch", len(trained.classes)]},
+        output={
+            "name": trained.task.output,
+            "dtype": "float32",
+            "shape": ["batch", "boxes", classes] if with_boxes else ["batch", classes],
+        },
     ).plain()
 
 

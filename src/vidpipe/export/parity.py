@@ -10,6 +10,8 @@ from torch import Tensor
 
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
+from vidpipe.tasks.base import Task
+from vidpipe.tasks.registry import SINGLE_LABEL
 
 # What has the same output in a merged model as in the trained one: in a block, what is added to the
 # residual stream (LayerScale, or the Identity in its place) and what reads it; around the blocks, norms
@@ -47,20 +49,25 @@ class Parity:
 
 @torch.no_grad()
 def prove_parity(
-    trained: VideoModel, exported: VideoModel, clips: Sequence[Tensor], tolerance: float
+    trained: VideoModel,
+    exported: VideoModel,
+    clips: Sequence[Tensor],
+    tolerance: float,
+    boxes: Sequence[Tensor] = (),
+    task: Task = SINGLE_LABEL,
 ) -> Parity:
-    """Compare logits on `clips` (each (1, 3, T, H, W), normalised).
+    """Compare logits on `clips` (each (1, 3, T, H, W), normalised) and, where the task has them, `boxes`
+    (each (1, M, 4)).
 
     Raises VidpipeError beyond `tolerance`, naming the first layer that differs: a merge with a wrong
     scale costs accuracy silently.
     """
-    trained.eval()
-    exported.eval()
-    a = torch.cat([trained(clip) for clip in clips])
-    b = torch.cat([exported(clip) for clip in clips])
+    inputs = list(zip(clips, boxes)) if boxes else [(clip,) for clip in clips]
+    networks = (task.network(model).eval() for model in (trained, exported))
+    a, b = (torch.cat([network(*own) for own in inputs]) for network in networks)
     parity = Parity(len(clips), *_compare(a, b), tolerance)
     if not agrees(parity):
-        worst = int((a - b).abs().amax(1).nan_to_num(torch.inf).argmax())
+        worst = int((a - b).abs().flatten(1).amax(1).nan_to_num(torch.inf).argmax())
         where = first_difference(trained, exported, clips[worst])
         refuse(f"the exported {trained.name} model", parity, f"first at {where}")
     return parity
@@ -69,15 +76,17 @@ def prove_parity(
 @torch.no_grad()
 def prove_program(
     expected: Tensor,
-    program: Callable[[Tensor], Tensor],
+    program: Callable[..., Tensor],
     clips: Tensor,
     tolerance: float | None,
     *,
+    boxes: Tensor | None = None,
     form: str = "torch_export",
     dtype: str = "fp32",
     file: str = "model.pt2",
 ) -> Parity:
-    """Compare a program's logits with `expected` (N, C) on uint8 `clips` (N, T, 3, H, W).
+    """Compare a program's logits with `expected` (N, C) on uint8 `clips` (N, T, 3, H, W); or (N, M, C),
+    on `boxes` (N, M, 4), too.
 
     It runs on batches of 1, 3, 1, 3, ...: its batch must be free. Raises VidpipeError beyond
     `tolerance`; with None, only where logits are not finite.
@@ -85,7 +94,8 @@ def prove_program(
     sizes: list[int] = []
     while sum(sizes) < len(clips):
         sizes.append(min(1 if len(sizes) % 2 == 0 else 3, len(clips) - sum(sizes)))
-    logits = torch.cat([program(batch) for batch in clips.split(sizes)])
+    inputs = [tensor.split(sizes) for tensor in (clips, boxes) if tensor is not None]
+    logits = torch.cat([program(*batch) for batch in zip(*inputs, strict=True)])
     parity = Parity(len(clips), *_compare(expected, logits), tolerance, form, dtype, file)
     what = f"{parity.file} ({parity.format}, {parity.dtype})"
     if tolerance is None:
@@ -115,7 +125,7 @@ def refuse(what: str, parity: Parity, where: str) -> None:
 
 
 def _compare(a: Tensor, b: Tensor) -> tuple[float, float]:
-    agreement = (a.argmax(1) == b.argmax(1)).float().mean()
+    agreement = (a.argmax(-1) == b.argmax(-1)).float().mean()
     return float((a - b).abs().max()), float(agreement)
 
 

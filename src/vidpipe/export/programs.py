@@ -1,9 +1,11 @@
 """Models as programs that run without vidpipe: `torch.export` (needs torch alone) and ONNX.
 
-Each takes uint8 RGB clips (N, T, 3, h, w), any N, and gives fp32 logits (N, C): normalisation is
-inside. What else a caller must know (class names, sampling, size) is JSON in the file: the extra file
-`vidpipe.json` of a .pt2, the metadata property `vidpipe` of an ONNX model. Neither holds a path or a
-time, so equal models give equal bytes.
+Each takes uint8 RGB clips (N, T, 3, h, w), any N, and gives fp32 logits (N, C), or, where a clip may
+have several labels, the probability of each class: normalisation and sigmoid are inside. Of task
+detection it takes boxes (N, M, 4), too, any M, and gives (N, M, C). What else a
+caller must know (class names, sampling, size) is JSON in the file: the extra file `vidpipe.json` of a
+.pt2, the metadata property `vidpipe` of an ONNX model. Neither holds a path or a time, so equal models
+give equal bytes.
 """
 
 from __future__ import annotations
@@ -23,17 +25,20 @@ from torch.export import Dim, ExportedProgram
 
 from vidpipe.errors import VidpipeError
 from vidpipe.export.pt2_check import refuse_unsafe
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 
 METADATA = "vidpipe.json"
 ONNX_METADATA = "vidpipe"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPSET = 23
 """The newest that torch's exporter writes."""
+OPSET_WITH_BOXES = 21
+"""The last before a RoiAlign (22) that onnxruntime does not have."""
 
 
 class PixelModel(nn.Module):
-    """(N, T, 3, h, w) uint8 -> (N, C) fp32 logits; in between it computes in `dtype`."""
+    """(N, T, 3, h, w) uint8 -> (N, C) fp32: logits, or what else the model's task gives of a program; in
+    between it computes in `dtype`. Of task detection also (N, M, 4) boxes -> (N, M, C)."""
 
     offset: Tensor
     scale: Tensor
@@ -42,15 +47,24 @@ class PixelModel(nn.Module):
         super().__init__()
         model = trained.model.eval()
         # A copy only where it is needed: `to` changes the module itself.
-        self.model = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
-        self.dtype = dtype
+        own = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        self.model = trained.task.network(own)
+        self.dtype, self.task = dtype, trained.task
+        self.clip_shape = (model.num_frames, 3, *trained.form.sides)
         for name, values in (("offset", trained.backbone.mean), ("scale", trained.backbone.std)):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1, 1) * 255, False)
         self.eval()
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def forward(self, clips: Tensor, boxes: Tensor | None = None) -> Tensor:
+        return self.task.program_output(self.logits(clips, boxes))
+
+    def probabilities(self, clips: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """(N, C), or (N, M, C), as evaluation has them."""
+        return self.task.probabilities(self.logits(clips, boxes))
+
+    def logits(self, clips: Tensor, boxes: Tensor | None = None) -> Tensor:
         x = (clips.transpose(-4, -3).float() - self.offset) / self.scale
-        logits: Tensor = self.model(x.to(self.dtype))
+        logits: Tensor = self.model(x.to(self.dtype), *(() if boxes is None else (boxes,)))
         return logits.float()
 
 
@@ -94,7 +108,7 @@ def write_program(
             elif dtype == "int8":
                 _quantise(trained, path, card)
             else:
-                _write_onnx(_traced(PixelModel(trained, DTYPES[dtype])), path, card)
+                _write_onnx(PixelModel(trained, DTYPES[dtype]), path, card)
     except VidpipeError:
         raise
     except Exception as error:  # tracing and conversion raise many kinds
@@ -108,12 +122,18 @@ def write_program(
 
 def _traced(pixels: PixelModel) -> ExportedProgram:
     """The graph for any number of clips. Without what only a debugger reads: paths of this machine."""
-    model = pixels.model
-    example = torch.zeros(2, model.num_frames, 3, *_size(pixels), dtype=torch.uint8)
+    batch = Dim("batch", min=1)
+    inputs = [torch.zeros(2, *pixels.clip_shape, dtype=torch.uint8)]
+    shapes: list[dict[int, Any]] = [{0: batch}]
+    if "boxes" in pixels.task.inputs:
+        inputs.append(torch.tensor([0.1, 0.2, 0.6, 0.9]).expand(2, 3, 4).contiguous())
+        shapes.append({0: batch, 1: Dim("boxes", min=1)})
     with torch.no_grad():
         program = torch.export.export(
-            pixels, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
+            pixels, tuple(inputs), dynamic_shapes=tuple(shapes), strict=False
         )
+    # That there are boxes for each clip would be Python that is run when the file is opened.
+    program._guards_code = []
     # They would travel as a pickle, and nothing reads them.
     program._example_inputs = None  # type: ignore[assignment]
     for module in program.graph_module.modules():
@@ -123,19 +143,13 @@ def _traced(pixels: PixelModel) -> ExportedProgram:
     return program
 
 
-def _size(pixels: PixelModel) -> tuple[int, int]:
-    patches: Any = pixels.model.vit.patch_embed
-    height, width = patches.img_size
-    return int(height), int(width)
-
-
-def _write_onnx(program: ExportedProgram, path: Path, card: Mapping[str, Any]) -> None:
+def _write_onnx(pixels: PixelModel, path: Path, card: Mapping[str, Any]) -> None:
     _onnx_packages()
     converted = torch.onnx.export(
-        program,
-        input_names=["clips"],
-        output_names=["logits"],
-        opset_version=OPSET,
+        _traced(pixels),
+        input_names=list(pixels.task.inputs),
+        output_names=[pixels.task.output],
+        opset_version=OPSET_WITH_BOXES if "boxes" in pixels.task.inputs else OPSET,
         dynamo=True,
         verbose=False,
     )
@@ -153,7 +167,7 @@ def _quantise(trained: TrainedModel, path: Path, card: Mapping[str, Any]) -> Non
 
     with TemporaryDirectory() as scratch:
         whole = Path(scratch) / "model.onnx"
-        _write_onnx(_traced(PixelModel(trained)), whole, card)
+        _write_onnx(PixelModel(trained), whole, card)
         model = onnx.load(whole)
         # The quantiser turns Gemm around and trips over the shapes noted of it; it infers its own.
         del model.graph.value_info[:]
@@ -166,9 +180,9 @@ def _quantise(trained: TrainedModel, path: Path, card: Mapping[str, Any]) -> Non
         )
 
 
-def open_program(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
-    """A written program as a function of uint8 clips (N, T, 3, h, w); on the CPU. `threads` is for
-    onnxruntime; torch has its own setting.
+def open_program(path: Path, threads: int = 0) -> Callable[..., Tensor]:
+    """A written program as a function of uint8 clips (N, T, 3, h, w), of task detection with boxes; on
+    the CPU. `threads` is for onnxruntime; torch has its own setting.
 
     Raises VidpipeError for a file that is missing or cannot be read, and for a .pt2 that could run code
     when it is opened (`pt2_check`).
@@ -178,6 +192,8 @@ def open_program(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
     try:
         if path.suffix == ".pt2":
             refuse_unsafe(path)
+            import torchvision  # noqa: F401 (knows the operators of boxes)
+
             return torch.export.load(path).module()
         onnxruntime = _onnx_packages()[1]
         options = onnxruntime.SessionOptions()
@@ -188,7 +204,13 @@ def open_program(path: Path, threads: int = 0) -> Callable[[Tensor], Tensor]:
     except Exception as error:  # each raises kinds of its own for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise VidpipeError(f"{path}: not a readable program ({reason}); export again") from None
-    return lambda clips: torch.from_numpy(session.run(None, {"clips": clips.numpy()})[0])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        arrays = (tensor.numpy() for tensor in inputs)
+        return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
+
+    return run
 
 
 @contextmanager

@@ -30,6 +30,7 @@ INPUTS, GRAPH = "data/sample_inputs/model.pt", "models/model.json"
 CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 OPERATORS = re.compile(
     r"torch\.ops\.aten\.\w+(\.\w+)?|_operator\.[a-z]+|torch\.sym_\w+|math\.[a-z]+"
+    r"|torch\.ops\.torchvision\.roi_align\.default"  # of task detection
 )
 SYMBOLIC = {"Symbol", "Integer", "Rational", "Add", "Mul", "Pow", "Max", "Min", "Mod", "FloorDiv"}
 """Of sympy and torch: what sizes that depend on the batch are written with."""

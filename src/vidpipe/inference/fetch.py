@@ -21,6 +21,20 @@ from vidpipe.video.quarantine import QuarantineError
 SCHEMES = frozenset({"http", "https", "s3", "gs", "az"})
 """Others reach into this machine (file, local, memory) or into archives (zip::)."""
 CHUNK = 2**20
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""Addresses that a gateway of the network translates into the IPv4 address in their last 32 bits."""
+
+
+class PrivateAddressError(QuarantineError):
+    """The URL leads to an address of this machine or its network (reason `missing_file`)."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        detail = f"it leads to {address}, an address of this machine or its network"
+        super().__init__("missing_file", detail)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PrivateAddressError, (self.address,)
 
 
 def is_url(source: str) -> bool:
@@ -28,12 +42,16 @@ def is_url(source: str) -> bool:
 
 
 @contextmanager
-def local_copy(url: str, folder: Path | None, config: ExtractConfig) -> Iterator[Path]:
+def local_copy(
+    url: str, folder: Path | None, config: ExtractConfig, only_public: bool = False
+) -> Iterator[Path]:
     """A temporary file in `folder`, removed afterwards. At most `config.max_mb`, `timeout_s`.
 
-    A URL of the internet is not followed to an address of this machine or its network.
+    A URL of the internet is not followed to an address of this machine or its network; with
+    `only_public`, for http and https only, neither is a URL that names such an address itself.
 
-    Raises QuarantineError: `missing_file` where it cannot be fetched, `too_large`, `timeout`.
+    Raises QuarantineError: `missing_file` where it cannot be fetched (PrivateAddressError where it leads
+    to such an address), `too_large`, `timeout`.
     """
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES or "::" in url:
@@ -42,7 +60,7 @@ def local_copy(url: str, folder: Path | None, config: ExtractConfig) -> Iterator
     suffix = Path(urlsplit(url).path).suffix[:8]
     with tempfile.NamedTemporaryFile(suffix=suffix, dir=folder) as file:
         try:
-            _copy(url, file, config)
+            _copy(url, file, config, only_public)
         except QuarantineError:
             raise
         except Exception as error:  # each kind of store has exceptions of its own
@@ -53,7 +71,7 @@ def local_copy(url: str, folder: Path | None, config: ExtractConfig) -> Iterator
         yield Path(file.name)
 
 
-def _copy(url: str, file: object, config: ExtractConfig) -> None:
+def _copy(url: str, file: object, config: ExtractConfig, only_public: bool) -> None:
     deadline = time.monotonic() + config.timeout_s
     limit, size = config.max_mb * 2**20, 0
     refused: list[str] = []
@@ -61,7 +79,7 @@ def _copy(url: str, file: object, config: ExtractConfig) -> None:
     if url.startswith("http"):
         # A plain stream: servers need not know ranges, nor say the length.
         options = {"block_size": 0, "skip_instance_cache": True}
-        if _is_public(urlsplit(url).hostname or ""):
+        if only_public or _is_public(urlsplit(url).hostname or ""):
             options["get_client"] = partial(_public_client, refused)
     try:
         with fsspec.open(url, "rb", **options) as source:
@@ -74,8 +92,7 @@ def _copy(url: str, file: object, config: ExtractConfig) -> None:
                 file.write(chunk)  # type: ignore[attr-defined]
     except Exception:
         if refused:
-            detail = f"it leads to {refused[0]}, an address of this machine or its network"
-            raise QuarantineError("missing_file", detail) from None
+            raise PrivateAddressError(refused[0]) from None
         raise
 
 
@@ -91,7 +108,8 @@ def _is_public(host: str) -> bool:
 def _is_global(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        ip = ip.ipv4_mapped or ip.sixtofour or ip  # which reach an IPv4 address
+        inside = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None
+        ip = ip.ipv4_mapped or ip.sixtofour or inside or ip  # which reach an IPv4 address
     return ip.is_global
 
 

@@ -46,6 +46,8 @@ class Request:
     """Between starts of windows; None: `window_s`, side by side."""
     scratch: Path | None = None
     """Where videos from URLs lie while they are decoded."""
+    only_public: bool = False
+    """Whether no URL may lead to an address of this machine or its network, not even by its name."""
 
 
 class Segment(NamedTuple):
@@ -69,7 +71,7 @@ def segments(source: str, request: Request) -> Iterator[Segment]:
     iterating: damage far into the file comes after the segments before it.
     """
     if is_url(source):
-        with local_copy(source, request.scratch, request.extract) as path:
+        with local_copy(source, request.scratch, request.extract, request.only_public) as path:
             yield from _of_file(path, request)
     else:
         yield from _of_file(Path(source), request)
@@ -97,10 +99,10 @@ def _of_file(path: Path, request: Request) -> Iterator[Segment]:
             raise QuarantineError("too_large", f"{detail}, over {SEGMENT_BYTES / 2**30:g} GiB")
 
     def segment(start: int, length: int, kept: Sequence[Frame]) -> Segment:
-        _, positions = _wanted(length, request)
+        _, positions = frames_wanted(length, request)
         return Segment(float(start / fps), float((start + length) / fps), np.stack(kept), positions)
 
-    wanted = _wanted(window, request)[0] if window else ()
+    wanted = frames_wanted(window, request)[0] if window else ()
     inside = frozenset(wanted)
     filling: deque[tuple[int, list[Frame]]] = deque()  # start of a window, its frames so far
     recent: deque[Frame] = deque(maxlen=window)
@@ -130,7 +132,7 @@ def _of_file(path: Path, request: Request) -> Iterator[Segment]:
         return
     start = max(0, total - window) if window else 0
     length = total - start
-    indices = [start + i for i in _wanted(length, request)[0]]
+    indices = [start + i for i in frames_wanted(length, request)[0]]
     check_memory(len(indices), frame)
     first = total - len(recent)
     if indices[0] >= first:
@@ -140,7 +142,7 @@ def _of_file(path: Path, request: Request) -> Iterator[Segment]:
         yield segment(start, length, _read_again(path, indices, request.extract))
 
 
-def _wanted(length: int, request: Request) -> tuple[list[int], tuple[Indices, ...]]:
+def frames_wanted(length: int, request: Request) -> tuple[list[int], tuple[Indices, ...]]:
     """Of a segment of `length` frames: the frames wanted, sorted, and where each clip finds its own."""
     each = [test_indices(length, s, request.temporal_clips) for s in request.samplings]
     unique, where = np.unique(np.concatenate([i.ravel() for i in each]), return_inverse=True)

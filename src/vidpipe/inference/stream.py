@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from vidpipe.inference.segments import Segment
+from vidpipe.tasks.base import said
 from vidpipe.video.guard import Event, Guards
 
 
@@ -18,6 +19,10 @@ class Predictor(Protocol):
     @property
     def classes(self) -> Mapping[str, Sequence[str]]:
         """The class names of each model."""
+
+    @property
+    def thresholds(self) -> Mapping[str, Sequence[float] | None]:
+        """Of each model, (C,) where a video may have several of its classes or none."""
 
     def __call__(self, segments: Sequence[Segment]) -> list[dict[str, Tensor]]:
         """For each segment, each model's (C,) probabilities."""
@@ -29,7 +34,7 @@ class Prediction:
 
     path: str
     model: str = ""
-    part: Literal["video", "segment"] = "video"
+    part: Literal["video", "segment", "box"] = "video"
     start_s: float = 0.0
     end_s: float = 0.0
     reason: str = ""
@@ -38,6 +43,14 @@ class Prediction:
     classes: Sequence[str] = ()
     probabilities: Tensor | None = None
     """(C,)"""
+    thresholds: Sequence[float] | None = None
+    """(C,) where a video may have several of the classes or none."""
+
+    def said(self, top: int) -> list[int]:
+        """Indices of the classes that the model says, the likeliest first, at most `top`."""
+        if self.probabilities is None:
+            return []
+        return said(self.probabilities, self.thresholds, top)
 
 
 @dataclass
@@ -117,4 +130,5 @@ def _rows(
             *(source, model, part, start_s, end_s),
             classes=predictor.classes[model],
             probabilities=probabilities,
+            thresholds=predictor.thresholds[model],
         )

@@ -30,7 +30,7 @@ from vidpipe.methods.config import AIMConfig, STAdapterConfig, ZeroI2VConfig
 from vidpipe.methods.create import build_on
 from vidpipe.methods.registry import VideoModel
 from vidpipe.trained.adapter import save_adapter
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.weights import read_weights, refuse_mismatch, refuse_not_finite
 
 IMPORTABLE = ("aim", "st_adapter", "zeroi2v")

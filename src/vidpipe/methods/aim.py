@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from vidpipe.backbones.block import BlockView
 from vidpipe.backbones.ops import to_space, to_time
-from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import AIMConfig, channels
 from vidpipe.methods.noise import ClipDropPath
-from vidpipe.methods.temporal_embedding import TemporalEmbedding
+from vidpipe.methods.temporal_embedding import EmbedsTime, TemporalEmbedding
 
 
 class Adapter(nn.Module):
@@ -58,7 +57,7 @@ class BlockAdapters(nn.Module):
         self.mlp_drop_path = ClipDropPath(drop_path)
 
 
-class AIM(VideoModel):
+class AIM(EmbedsTime):
     name = "aim"
     Config = AIMConfig
     config: AIMConfig
@@ -78,6 +77,9 @@ class AIM(VideoModel):
             }
         )
         trained: list[nn.Module] = [self.adapters, self.view.norm]
+        self.embeds_time_at = -1 if config.temporal else None
+        if config.temporal and config.temporal_embedding_at == "first_adapted":
+            self.embeds_time_at = min(map(int, self.adapters), default=-1)
         if config.temporal:
             self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
             trained.append(self.temporal_embedding)
@@ -87,16 +89,11 @@ class AIM(VideoModel):
         """All but the norm: the released code also decays biases and the temporal embedding."""
         return not name.startswith(("vit.norm.", "vit.fc_norm."))
 
-    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
-        x = self.view.embed(frames)
-        if self.config.temporal:
-            x = self.temporal_embedding(x, num_frames)
-        return self.view.norm_pre(x)
-
     def block(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
         if str(index) not in self.adapters:
             return super().block(index, block, x, num_frames)
         adapters = cast(BlockAdapters, self.adapters[str(index)])
+        x = self.with_time(index, x, num_frames)
         if self.config.temporal:
             tokens = x.shape[1]
             t = adapters.temporal_in(to_time(block.norm1(x), num_frames))

@@ -82,6 +82,7 @@ class VideoModel(nn.Module):
         self.num_frames = num_frames
         self.config = config
         self.width: int = self.vit.num_features
+        self.feature_width = self.width  # of what the head classifies
         self.clip_keys = Keys()
         self.head_dropout = ClipDropout(config.head_dropout)
         self.head = make_head(vit, self.width, num_classes, config.head_init, self.head_init_std)
@@ -119,7 +120,11 @@ class VideoModel(nn.Module):
 
     def classify(self, x: Tensor, num_frames: int) -> Tensor:
         """The image model's feature of each frame, mean over T, dropout, linear."""
-        feature = self.view.pool(x).unflatten(0, (-1, num_frames)).mean(1)
+        return self.classify_pooled(self.view.pool(x), num_frames)
+
+    def classify_pooled(self, features: Tensor, num_frames: int) -> Tensor:
+        """The rest of `classify` behind the pooling: (B*T, D) features of frames -> (B, C)."""
+        feature = features.unflatten(0, (-1, num_frames)).mean(1)
         return cast(Tensor, self.head(self.head_dropout(feature)))
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
@@ -146,6 +151,10 @@ class VideoModel(nn.Module):
     def tokens(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) clips -> (B*T, N, D) behind the last block, before the final norm: those that
         `tokens_needed` says, all with `every_token`."""
+        return self.through_blocks(self.first_tokens(video), video.shape[2])
+
+    def first_tokens(self, video: Tensor) -> Tensor:
+        """What the first block reads of (B, 3, T, H, W) clips: (B*T, N, D), of the patches that stay."""
         num_frames = video.shape[2]
         x = self.embed(fold_frames(video), num_frames)
         self.view.kept = None
@@ -153,8 +162,14 @@ class VideoModel(nn.Module):
             own = self.patch_drop(video, self.view.grid, self.clip_keys.now)
             self.view.kept = own.repeat_interleave(num_frames, 0)
             x = only(x, self.view.kept, self.view.num_prefix_tokens)
-        for index, block in enumerate(self.blocks):
-            x = self.run_block(index, block, x, num_frames)
+        return x
+
+    def through_blocks(
+        self, x: Tensor, num_frames: int, first: int = 0, end: int | None = None
+    ) -> Tensor:
+        """Tokens (B*T, N, D) before block `first` -> those behind the one before `end` (None: all)."""
+        for index in range(first, len(self.blocks) if end is None else end):
+            x = self.run_block(index, self.blocks[index], x, num_frames)
         return x
 
     @property

@@ -2,79 +2,23 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
-from vidpipe.config.section import NotDecisive, OnlyTraining, Section
+from vidpipe.config.messages import explain
+from vidpipe.config.section import AbsentAtDefault, OnlyTraining, Section
 from vidpipe.errors import VidpipeError
-
-_WithoutLr = NotDecisive(unless=("lr", None))
-BaseRate = Annotated[float, OnlyTraining(), _WithoutLr]
-BaseBatch = Annotated[int, OnlyTraining(), _WithoutLr]
-OF_TEXT = NotDecisive(unless=("head_init", "text"))
-"""Mark of what decides with texts only: without, the identity of a training is as it was before."""
-
-
-def _has_one_place(prompt: str) -> str:
-    if prompt.count("{}") != 1:
-        raise ValueError("expected one {} where the class name goes, such as 'a video of {}.'")
-    return prompt
-
-
-Prompt = Annotated[
-    str, AfterValidator(_has_one_place), Field(examples=["a video of {}.", "a person {}."])
-]
-
-
-class MethodConfig(Section):
-    """Fields every method has; a method adds its own. Lives under `methods.<name>` in params.yaml."""
-
-    # What `vidpipe tune` searches unless told otherwise: field -> domain, as `loguniform(1e-4,1e-2)`.
-    space: ClassVar[Mapping[str, str]] = {"lr": "loguniform(1e-4,1e-2)"}
-
-    lr: Annotated[float | None, OnlyTraining()] = Field(
-        None,
-        gt=0,
-        description="peak learning rate as it is; null: base_lr x train.batch_size / base_batch_size",
-    )
-    base_lr: BaseRate = Field(
-        3e-4, gt=0, description="where lr is null: for base_batch_size clips a step, linear in them"
-    )
-    base_batch_size: BaseBatch = Field(64, ge=1, le=65_536, description="clips that base_lr is for")
-    weight_decay: Annotated[float, OnlyTraining()] = Field(0.05, ge=0)
-    head_dropout: Annotated[float, OnlyTraining()] = Field(0.5, ge=0, lt=1)
-    pretrained_lr_scale: Annotated[float | None, OnlyTraining()] = Field(
-        None,
-        gt=0,
-        le=1,
-        description="of lr, for trained weights of the backbone; null: 1, and 1/100 for full "
-        "fine-tuning of CLIP",
-    )
-    layer_decay: Annotated[float, OnlyTraining()] = Field(
-        1.0, gt=0, le=1, description="of lr, per block from the last to the first"
-    )
-    head_init: Annotated[Literal["random", "text"], OF_TEXT] = Field(
-        "random",
-        description="text: the head starts from the class names, by an open_clip model's text tower",
-    )
-    prompts: Annotated[tuple[Prompt, ...] | None, OnlyTraining(), OF_TEXT] = Field(
-        None,
-        min_length=1,
-        max_length=1000,
-        description="what stands around a class name, {}, in its texts; null: ten for actions",
-    )
-
-    def peak_lr(self, batch_size: int | None = None) -> float:
-        """The peak learning rate for `batch_size` clips a step; None: as many as `base_lr` is for.
-
-        >>> MethodConfig().peak_lr(32), MethodConfig(lr=1e-3).peak_lr(32)
-        (0.00015, 0.001)
-        """
-        if self.lr is not None:
-            return self.lr
-        return self.base_lr * (batch_size or self.base_batch_size) / self.base_batch_size
+from vidpipe.methods.method_config import BaseBatch, BaseRate
+from vidpipe.methods.method_config import MethodConfig as MethodConfig
 
 
 class LinearProbeConfig(MethodConfig):
@@ -143,6 +87,16 @@ class STAdapterConfig(MethodConfig):
         return [(i, p) for i in blocks for p in self.positions]
 
 
+EmbeddedAt = Annotated[
+    Literal["input", "first_adapted"],
+    AbsentAtDefault(),
+    Field(
+        description="where tokens learn their frame: at the input, as the paper's code, or just before "
+        "the first adapted block, so that all below it stays frozen (`train.cache_features`)"
+    ),
+]
+
+
 class AIMConfig(MethodConfig):
     space: ClassVar = {
         **MethodConfig.space,
@@ -165,9 +119,19 @@ class AIMConfig(MethodConfig):
     blocks: tuple[int, ...] | None = Field(
         None, description="adapted blocks; null means all (Table 7)"
     )
+    temporal_embedding_at: EmbeddedAt = "input"
 
 
 Channels = Annotated[int, Field(ge=1)]
+
+
+class OffsetBudget(Section):
+    """What a search of head offsets may use."""
+
+    share: float = Field(
+        1 / 3, ge=0, le=1, description="of all heads, at most, that look at other frames"
+    )
+    reach: int = Field(2, ge=1, le=64, description="largest |dt|, frames")
 
 
 class STDHAConfig(MethodConfig):
@@ -175,10 +139,13 @@ class STDHAConfig(MethodConfig):
         **MethodConfig.space,
         "head_offsets": "choice([-1,1],[-1,-1,1,1],[-1,1,-2,2])",
     }
-    head_offsets: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = Field(
+    head_offsets: (
+        tuple[int, ...] | tuple[tuple[int, ...], ...] | Literal["auto"] | OffsetBudget | None
+    ) = Field(
         None,
         description="frame offset dt of the first heads, the rest stay at 0; null: [-1, 1]; "
-        "a list of lists gives each block (ViT) or stage (Swin) its own",
+        "a list of lists gives each block (ViT) or stage (Swin) its own; auto finds one for each head "
+        "of each block, within {share: 0.33, reach: 2} or another budget",
     )
     channel_offsets: tuple[tuple[Channels, int], ...] | None = Field(
         None, description="(channels, dt) groups covering the width, in place of head_offsets"
@@ -192,6 +159,37 @@ class STDHAConfig(MethodConfig):
     shifted: Literal["kv", "qkv", "cls"] = Field(
         "kv", description="what comes from other frames: K and V, also Q, or only the class token"
     )
+    blocks: Annotated[tuple[int, ...] | None, AbsentAtDefault()] = Field(
+        None,
+        description="adapted blocks, whose heads are shifted; null: all. Where head_offsets has a list "
+        "for each block, that says which are shifted",
+    )
+    temporal_embedding_at: EmbeddedAt = "input"
+
+    @field_validator("head_offsets", mode="wrap")
+    @classmethod
+    def _one_line(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """Not a line for each form that it is not."""
+        try:
+            if isinstance(value, Mapping):
+                return OffsetBudget.model_validate(value)
+            return handler(value)
+        except ValidationError as error:
+            if isinstance(value, Mapping):
+                raise ValueError(explain(error, OffsetBudget)) from None
+            if any(item["type"] == "value_error" for item in error.errors()):
+                raise
+            raise ValueError(
+                "expected offsets such as [-1, 1], a list of them for each block, auto, or a budget "
+                f"such as {{share: 0.25, reach: 3}}, got {reprlib.repr(value)}"
+            ) from None
+
+    @property
+    def searched(self) -> OffsetBudget | None:
+        """The budget of the search that `head_offsets` asks for; None: they are given."""
+        if self.head_offsets == "auto":
+            return OffsetBudget()
+        return self.head_offsets if isinstance(self.head_offsets, OffsetBudget) else None
 
 
 AdapterName = Literal[
@@ -275,6 +273,25 @@ class AttentionalPoolingConfig(MethodConfig):
     pass
 
 
+class AttentiveProbeConfig(MethodConfig):
+    space: ClassVar = {"lr": "loguniform(1e-4,5e-3)", "weight_decay": "choice(0.01,0.1,0.4,0.8)"}
+    head_dropout: Annotated[float, OnlyTraining()] = Field(0.0, ge=0, lt=1)
+    num_blocks: int = Field(3, ge=0, le=64, description="self-attention blocks before the query")
+    mlp_ratio: float = Field(
+        4.0, gt=0, le=16, description="hidden width of an MLP / backbone width"
+    )
+
+
+class Side4VideoConfig(MethodConfig):
+    space: ClassVar = {**MethodConfig.space, "side_width": "choice(128,192,320)"}
+    head_dropout: Annotated[float, OnlyTraining()] = Field(0.0, ge=0, lt=1)
+    weight_decay: Annotated[float, OnlyTraining()] = Field(0.15, ge=0)
+    side_width: int = Field(
+        320, ge=1, le=4096, description="channels of the side network; the paper's for ViT-B/16"
+    )
+    mlp_ratio: float = Field(4.0, gt=0, le=16, description="hidden width of an MLP / side_width")
+
+
 class EVLConfig(MethodConfig):
     space: ClassVar = {
         **MethodConfig.space,
@@ -307,6 +324,8 @@ CONFIGS: dict[str, type[MethodConfig]] = {
     "prompt_tuning": PromptTuningConfig,
     "attentional_pooling": AttentionalPoolingConfig,
     "evl": EVLConfig,
+    "attentive_probe": AttentiveProbeConfig,
+    "side4video": Side4VideoConfig,
     "zero_shot": ZeroShotConfig,
 }
 """What `methods.<name>` may hold; `registry.METHODS` has the models."""

@@ -23,8 +23,8 @@ from vidpipe.backbones.block import BlockView
 from vidpipe.backbones.ops import fold_frames
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.attentional_pooling import PoolingAttention
-from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import EVLConfig, channels
+from vidpipe.methods.frozen_reader import FrozenReader
 from vidpipe.methods.noise import ClipDropout
 from vidpipe.methods.temporal_embedding import TemporalEmbedding
 
@@ -34,9 +34,9 @@ class Features(NamedTuple):
 
     tokens: Tensor
     """(B*T, N, D), the block's output."""
-    backward: Tensor | None
+    backward: Tensor | None = None
     """(B, T-1, P, P): where the P patches of frames 1..T-1 attend to in the frame before."""
-    forward: Tensor | None
+    forward: Tensor | None = None
     """(B, T-1, P, P): the same of frames 0..T-2 and the frame after."""
 
 
@@ -158,13 +158,11 @@ class DecoderLayer(nn.Module):
         return cast(Tensor, q + self.mlp(self.norm2(q)))
 
 
-class EVL(VideoModel):
+class EVL(FrozenReader):
     name = "evl"
     Config = EVLConfig
     config: EVLConfig
     not_mergeable = "its decoder is a network of its own beside the backbone"
-    starts_as_image_model = False
-    reads_pooled_only = False
 
     def __init__(
         self, vit: nn.Module, num_classes: int, num_frames: int, config: EVLConfig
@@ -178,6 +176,7 @@ class EVL(VideoModel):
         self.order_blind = not (
             config.temporal_conv or config.temporal_embedding or config.temporal_cross_attention
         )
+        self.per_block = 3 if config.temporal_cross_attention else 1
         self.class_token = nn.Parameter(torch.empty(1, 1, self.width))
         nn.init.normal_(self.class_token, std=0.02)
         self.decoder = nn.ModuleList(
@@ -197,13 +196,20 @@ class EVL(VideoModel):
             return len(self.blocks) - self.config.num_layers + int(part[1])
         return super().block_of(name)
 
-    def forward(self, video: Tensor) -> Tensor:
-        num_frames, prefix = video.shape[2], self.view.num_prefix_tokens
-        # A copy: without autograd, torch's FLOP counter stumbles over a view of a parameter.
-        q = self.class_token.repeat(video.shape[0], 1, 1)
+    def read(self, video: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Of each block that is read, its tokens (B, T, N, D) and, where they are used, two maps."""
+        for features in self.features(video):
+            tokens = features.tokens.unflatten(0, (-1, video.shape[2]))
+            yield tokens, *(maps for maps in features[1:] if maps is not None)
+
+    def decide(self, blocks: Iterator[tuple[Tensor, ...]]) -> Tensor:
+        prefix, q = self.view.num_prefix_tokens, cast(Tensor, self.class_token)
         # Block by block, so that in evaluation the features of one block are held at a time.
-        for layer, features in zip(self.decoder, self.features(video), strict=True):
-            q = layer(q, features, num_frames, prefix)
+        for index, (layer, (tokens, *maps)) in enumerate(zip(self.decoder, blocks, strict=True)):
+            if index == 0:
+                # A copy: without autograd, torch's FLOP counter stumbles over a view of a parameter.
+                q = q.repeat(tokens.shape[0], 1, 1)
+            q = layer(q, Features(tokens.flatten(0, 1), *maps), tokens.shape[1], prefix)
         return cast(Tensor, self.head(self.head_dropout(self.norm(q[:, 0]))))
 
     def features(self, video: Tensor) -> Iterator[Features]:

@@ -50,8 +50,13 @@ class LoRA(STDHA):
     ) -> None:
         super().__init__(vit, num_classes, num_frames, config)
         self.updates = nn.ModuleList(
-            nn.ModuleDict({target: self._zero_update(block, target) for target in config.targets})
-            for block in self.blocks
+            nn.ModuleDict(
+                {
+                    target: self._zero_update(block, target)
+                    for target in (config.targets if index in self.adapted else ())
+                }
+            )
+            for index, block in enumerate(self.blocks)
         )
         self.declare(self.updates, self.temporal_embedding, self.view.norm)
 

@@ -9,12 +9,14 @@ from vidpipe.errors import VidpipeError
 from vidpipe.methods.aim import AIM
 from vidpipe.methods.aim_swin import AIMSwin
 from vidpipe.methods.attentional_pooling import AttentionalPooling
+from vidpipe.methods.attentive_probe import AttentiveProbe
 from vidpipe.methods.base import MethodConfig, VideoModel
 from vidpipe.methods.evl import EVL
 from vidpipe.methods.finetune import BitFit, FullFineTune, Partial, TemporalFineTune
 from vidpipe.methods.linear_probe import LinearProbe
 from vidpipe.methods.lora import LoRA
 from vidpipe.methods.prompt_tuning import PromptTuning
+from vidpipe.methods.side4video import Side4Video
 from vidpipe.methods.st_adapter import STAdapter
 from vidpipe.methods.swin import LinearProbeSwin, SwinModel
 from vidpipe.methods.temporal_heads import TemporalHeads
@@ -38,6 +40,8 @@ METHODS: dict[str, type[VideoModel]] = {
         PromptTuning,
         AttentionalPooling,
         EVL,
+        AttentiveProbe,
+        Side4Video,
         ZeroShot,
     )
 }

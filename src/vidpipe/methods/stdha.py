@@ -8,25 +8,33 @@ rivals in more detail; half of a shifted part comes from t - 1 and half from t +
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vidpipe.backbones.block import BlockView, Part
-from vidpipe.backbones.ops import Groups, shift_frames, shift_projection
+from vidpipe.backbones.ops import (
+    Groups,
+    mix_frames,
+    shift_frames,
+    shift_keys_and_values,
+    shift_projection,
+)
 from vidpipe.errors import VidpipeError
-from vidpipe.methods.base import VideoModel
 from vidpipe.methods.config import STDHAConfig
-from vidpipe.methods.temporal_embedding import TemporalEmbedding
+from vidpipe.methods.temporal_embedding import EmbedsTime, TemporalEmbedding
 
 
-class STDHA(VideoModel):
+class STDHA(EmbedsTime):
     """A frozen ViT with shifted heads and a temporal embedding; subclasses add what is trained."""
 
     config: STDHAConfig
     not_mergeable: str | None = None
     starts_as_image_model = False  # heads are shifted from step 0
+    mixed: Tensor | None = None
+    """(depth, heads, T, T) weights of frames in place of the offsets, while heads are weighed
+    (`offset_search.mixing`)."""
 
     def __init__(
         self, vit: nn.Module, num_classes: int, num_frames: int, config: STDHAConfig
@@ -38,6 +46,18 @@ class STDHA(VideoModel):
             )
         heads = self.blocks[0].num_heads
         self.offsets = channel_groups(config, self.name, self.width, heads, len(self.blocks))
+        self.adapted = frozenset(self.chosen_blocks(config.blocks))
+        """Blocks with what a subclass adds."""
+        if config.blocks is not None and not per_block(config):
+            self.offsets = [
+                own if i in self.adapted else ((self.width, 0),)
+                for i, own in enumerate(self.offsets)
+            ]
+        shifted = {i for i, own in enumerate(self.offsets) if any(dt for _, dt in own)}
+        self.changed = self.adapted | shifted
+        """Blocks that differ from the image model's."""
+        if config.temporal_embedding_at == "first_adapted":
+            self.embeds_time_at = min(self.changed, default=-1)
         self.temporal_embedding = TemporalEmbedding(num_frames, self.width)
 
     # -- what a subclass overrides ----------------------------------------------------------
@@ -60,14 +80,13 @@ class STDHA(VideoModel):
         """All but the norm and the temporal embedding, as in ZeroI2V's code; biases are decayed."""
         return not name.startswith(("vit.norm.", "vit.fc_norm.", "temporal_embedding."))
 
-    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
-        x = self.temporal_embedding(self.view.embed(frames), num_frames)
-        return self.view.norm_pre(x)
-
     def block(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
-        x = x[:, : self.tokens_needed(index)] + block.scale1(
-            self._attention(index, block, x, num_frames)
-        )
+        if index not in self.changed:
+            return super().block(index, block, x, num_frames)
+        x = self.with_time(index, x, num_frames)
+        kept = self.tokens_needed(index)
+        branch = block.scale1(self._attention(index, block, x, num_frames))
+        x = (x if kept is None else x[:, :kept]) + branch
         return x + block.scale2(self.mlp(index, block, x))
 
     def _attention(self, index: int, block: BlockView, x: Tensor, num_frames: int) -> Tensor:
@@ -78,9 +97,10 @@ class STDHA(VideoModel):
         if shifted == "cls":
             n = torch.cat([shift_frames(n[:, :1], num_frames, groups), n[:, 1:]], dim=1)
         q, k, v = self.qkv(index, block, n, self.tokens_needed(index))
-        if shifted != "cls":
-            k = shift_projection(k, num_frames, groups)
-            v = shift_projection(v, num_frames, groups)
+        if self.mixed is not None:
+            k, v = (mix_frames(x, num_frames, self.mixed[index]) for x in (k, v))
+        elif shifted != "cls":
+            k, v = shift_keys_and_values(k, v, num_frames, groups)
         if shifted == "qkv":
             q = shift_projection(q, num_frames, groups)
         return self.out(index, block, block.attend(q, k, v))
@@ -121,16 +141,30 @@ def channel_groups(
                 "channels is less than a channel each way"
             )
         return [((part, -1), (part, 1), (head_width - 2 * part, 0)) * heads] * depth
-    offsets = (-1, 1) if config.head_offsets is None else config.head_offsets
-    if not offsets or isinstance(offsets[0], int):
-        offsets = (cast(tuple[int, ...], offsets),) * depth
-    per_block = offsets
-    if len(per_block) != depth:
+    each = given_offsets(config, method, depth)
+    if len(each) != depth:
         raise VidpipeError(
-            f"methods.{method}.head_offsets: {len(per_block)} lists, expected one for each of "
+            f"methods.{method}.head_offsets: {len(each)} lists, expected one for each of "
             f"{depth} blocks"
         )
-    return [head_groups(own, method, width, heads) for own in per_block]
+    return [head_groups(own, method, width, heads) for own in each]
+
+
+def per_block(config: STDHAConfig) -> bool:
+    """Whether `head_offsets` gives each block (of a Swin, stage) its own."""
+    given = config.head_offsets
+    return isinstance(given, tuple) and any(isinstance(own, tuple) for own in given)
+
+
+def given_offsets(config: STDHAConfig, method: str, lists: int) -> tuple[tuple[int, ...], ...]:
+    """`head_offsets` as one list for each of so many blocks. Raises VidpipeError for `auto`."""
+    offsets: Any = (-1, 1) if config.head_offsets is None else config.head_offsets
+    if config.searched is not None:
+        raise VidpipeError(
+            f"methods.{method}.head_offsets: auto is found by `vidpipe train`, `tune` or `study` on the "
+            "clips of a training, for ViTs; a model is made with offsets, such as [-1, 1]"
+        )
+    return offsets if offsets and not isinstance(offsets[0], int) else (offsets,) * lists
 
 
 def head_groups(offsets: tuple[int, ...], method: str, width: int, heads: int) -> Groups:

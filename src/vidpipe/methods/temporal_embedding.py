@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vidpipe.errors import VidpipeError
+from vidpipe.methods.base import VideoModel
 
 
 class TemporalEmbedding(nn.Module):
@@ -23,3 +24,23 @@ class TemporalEmbedding(nn.Module):
             )
         x_BTND = x.unflatten(0, (-1, num_frames)) + self.weight[:, :, None]
         return x_BTND.flatten(0, 1)
+
+
+class EmbedsTime(VideoModel):
+    """A method whose tokens learn their frame: at the input, ahead of `ln_pre`, as in the papers' code,
+    or just before the first block that differs from the image model, so that all below stays frozen."""
+
+    temporal_embedding: TemporalEmbedding
+    embeds_time_at: int | None = -1
+    """The block before which frames are told apart; -1: at the input; None: nowhere."""
+
+    def block_of(self, name: str) -> int | None:
+        own = name.startswith("temporal_embedding.")
+        return self.embeds_time_at if own else super().block_of(name)
+
+    def embed(self, frames: Tensor, num_frames: int) -> Tensor:
+        return self.view.norm_pre(self.with_time(-1, self.view.embed(frames), num_frames))
+
+    def with_time(self, index: int, x: Tensor, num_frames: int) -> Tensor:
+        """What block `index` reads (-1: the input), the embedding added where it belongs."""
+        return self.temporal_embedding(x, num_frames) if index == self.embeds_time_at else x

@@ -50,7 +50,13 @@ class TemporalHeads(STDHA):
         channels = [] if config.merged else [_shifted_channels(groups) for groups in self.offsets]
         if not config.merged and not any(channels):
             raise VidpipeError("methods.temporal_heads.head_offsets: no head is shifted")
-        self.differences = nn.ModuleList(Difference(self.width, c) for c in channels)
+        self.differences = nn.ModuleDict(
+            {
+                str(index): Difference(self.width, own)
+                for index, own in enumerate(channels)
+                if index in self.changed
+            }
+        )
         self.declare(self.differences, self.temporal_embedding, self.view.norm)
 
     def qkv(
@@ -59,7 +65,7 @@ class TemporalHeads(STDHA):
         q, k, v = super().qkv(index, block, x, queries)
         if self.config.merged:
             return q, k, v
-        own = cast(Difference, self.differences[index])
+        own = cast(Difference, self.differences[str(index)])
         q, k, v = (
             y.index_add(-1, own.channels, F.linear(tokens, weight))
             for y, tokens, weight in zip((q, k, v), (x[:, :queries], x, x), own.qkv, strict=True)
@@ -70,7 +76,7 @@ class TemporalHeads(STDHA):
         y = super().out(index, block, x)
         if self.config.merged:
             return y
-        own = cast(Difference, self.differences[index])
+        own = cast(Difference, self.differences[str(index)])
         return y + F.linear(x[..., own.channels], own.proj)
 
     @torch.no_grad()
@@ -80,8 +86,8 @@ class TemporalHeads(STDHA):
         vit = copy.deepcopy(self.vit)
         merged = TemporalHeads(vit, self.head.out_features, self.num_frames, config)
         self.copy_rest(merged)
-        for block, difference in zip(merged.blocks, self.differences, strict=False):
-            own = cast(Difference, difference)
+        for index, difference in self.differences.items():
+            block, own = merged.blocks[int(index)], cast(Difference, difference)
             whole = own.qkv.new_zeros(3, self.width, self.width).index_add(1, own.channels, own.qkv)
             for part, update in zip(QKV, whole, strict=True):
                 add_to_weight(block, part, update)

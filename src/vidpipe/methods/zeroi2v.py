@@ -71,9 +71,12 @@ class ZeroI2V(STDHA):
         options = (config.scale, config.adapter_dropout, config.activation)
         self.adapters = nn.ModuleList(
             nn.ModuleDict(
-                {name: LinearAdapter(self.width, bottleneck, *options) for name in config.adapters}
+                {
+                    name: LinearAdapter(self.width, bottleneck, *options)
+                    for name in (config.adapters if index in self.adapted else ())
+                }
             )
-            for _ in self.blocks
+            for index in range(len(self.blocks))
         )
         self.declare(self.adapters, self.temporal_embedding, self.view.norm)
 
@@ -85,7 +88,7 @@ class ZeroI2V(STDHA):
         self, index: int, block: BlockView, x: Tensor, queries: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         x = self._adapt(index, "attn_in", x)
-        if not set(QKV) & set(self.config.adapters):
+        if not set(QKV) & set(cast(nn.ModuleDict, self.adapters[index])):
             return super().qkv(index, block, x, queries)
         q, k, v = (
             nn.functional.linear(self._adapt(index, name, tokens), *block.affine(part))

@@ -8,7 +8,7 @@ are those of 16.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from timm.models import SwinTransformer
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from vidpipe.backbones.ops import shift_projection
 from vidpipe.backbones.swin import WindowView, blocks_of_stage, stages_of
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import ZeroI2VConfig, channels
-from vidpipe.methods.stdha import head_groups
+from vidpipe.methods.stdha import given_offsets, head_groups
 from vidpipe.methods.swin import TubeletModel
 from vidpipe.methods.temporal_embedding import TemporalEmbedding
 from vidpipe.methods.zeroi2v import LinearAdapter, ZeroI2V
@@ -36,6 +36,8 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
                 "methods.zeroi2v: shifted and shift_ratio (Table 1a) are for ViTs; on a Swin whole "
                 "heads' keys and values move"
             )
+        if config.blocks is not None or config.temporal_embedding_at != "input":
+            raise VidpipeError("methods.zeroi2v: blocks and temporal_embedding_at are for ViTs")
         TubeletModel.__init__(self, swin, num_classes, num_frames, config)
         if config.activation != "none" and config.adapters:
             self.not_mergeable = "its adapters have a GELU"
@@ -54,8 +56,9 @@ class ZeroI2VSwin(TubeletModel, ZeroI2V):
         """For each stage the (channels, dt) groups that `shift_projection` takes."""
         if config.channel_offsets is not None:
             raise VidpipeError("methods.zeroi2v.channel_offsets: for ViTs; give head_offsets")
+        given_offsets(config, self.name, 1)  # refuses auto
         attentions = [blocks_of_stage(stage)[0].attn for stage in stages_of(self.swin)]
-        given = _per_stage(config.head_offsets, [attn.num_heads for attn in attentions])
+        given = _per_stage(cast(Any, config.head_offsets), [attn.num_heads for attn in attentions])
         return [
             head_groups(offsets, self.name, attn.qkv.in_features, attn.num_heads)
             for attn, offsets in zip(attentions, given, strict=True)

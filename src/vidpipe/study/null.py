@@ -9,22 +9,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vidpipe.study.outcomes import Outcomes
-from vidpipe.study.statistics import (
-    ALPHA,
-    chance_p,
-    holm,
-    permuted_labels,
-    sign_flip,
-    step_down_range,
-)
+from vidpipe.study.permutations import Permutations, step_down_range
+from vidpipe.study.statistics import ALPHA, AnyOutcomes, chance_p, holm, permuted_labels
 
 PERMUTATIONS = 499
 """Of each test of a simulated study: enough for a decision at 5 %."""
 
 
 def null_study(
-    outcomes: Outcomes,
+    outcomes: AnyOutcomes,
     reference: str | None = None,
     studies: int = 200,
     alpha: float = ALPHA,
@@ -46,18 +39,17 @@ def null_study(
     rng = np.random.default_rng(seed)
     for _ in range(studies):
         study = outcomes.with_labels(permuted_labels(outcomes, rng))
-        sums = study.group_sums()
-        best = int(sums.sum(axis=1).argmax())
+        groups = study.permutations(PERMUTATIONS)
+        best = int(groups.totals.argmax())
 
-        def fixed_pairs(one: int, sums: np.ndarray = sums) -> list[float]:
-            others = (i for i in range(len(sums)) if i != one)
-            return [sign_flip(sums[i] - sums[one], PERMUTATIONS) for i in others]
+        def fixed_pairs(one: int, groups: Permutations = groups) -> list[float]:
+            return [groups.pair_p(i, one) for i in range(len(names)) if i != one]
 
         found = {
             "chance": min(holm(chance_p(study, PERMUTATIONS).tolist())),
             "reference": min(holm(fixed_pairs(fixed)), default=1.0),
-            "best": float(step_down_range(sums, PERMUTATIONS).min()),
-            "pair": sign_flip(sums[1] - sums[0], PERMUTATIONS) if len(sums) > 1 else 1.0,
+            "best": float(step_down_range(groups).min()),
+            "pair": groups.pair_p(1, 0) if len(names) > 1 else 1.0,
             "best by Holm": min(holm(fixed_pairs(best)), default=1.0),
         }
         for name, p in found.items():

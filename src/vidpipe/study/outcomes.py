@@ -4,17 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from vidpipe.errors import VidpipeError
+from vidpipe.study.permutations import OfSums
 
 Array = NDArray[np.float64]
 Whole = NDArray[np.int64]
 MISSING = -1
 COLUMNS = ("method", "seed", "id", "group", "label", "predicted")
+
+
+class Numbered(NamedTuple):
+    """Predictions of M methods, S seeds and N clips."""
+
+    methods: tuple[str, ...]
+    table: pd.DataFrame
+    """K rows, a prediction each, by method, seed and clip."""
+    clips: pd.DataFrame
+    """N rows by id: what all predictions of a clip say of it."""
+    where: tuple[Whole, Whole, Whole]
+    """(K,) method, seed and clip of each row of `table`."""
+    shape: tuple[int, int, int]
+    """M, S, N."""
+
+
+def numbered(table: pd.DataFrame, methods: Sequence[str] | None, same: tuple[str, ...]) -> Numbered:
+    """Predictions of `methods` (in that order; None: all) with columns method, seed, id and `same`.
+
+    Raises VidpipeError where a clip has two values of a column of `same`, or is predicted twice.
+    """
+    names = tuple(methods or dict.fromkeys(table.method))
+    table = table[table.method.isin(names)]
+    clips = table.groupby("id", sort=True)[list(same)]
+    if len(several := clips.nunique().pipe(lambda t: t[(t > 1).any(axis=1)])):
+        raise VidpipeError(
+            f"clip {several.index[0]!r} has several {'s, '.join(same[:-1])}s or {same[-1]}s"
+        )
+    if table.duplicated(["method", "seed", "id"]).any():
+        raise VidpipeError("a clip is predicted twice by the same method and seed")
+    first = clips.first()
+    places = (
+        {name: i for i, name in enumerate(names)},
+        {seed: i for i, seed in enumerate(sorted(table.seed.unique()))},
+        {clip: i for i, clip in enumerate(first.index)},
+    )
+    columns = ("method", "seed", "id")
+    found = [
+        table[column].map(place).to_numpy(dtype=np.int64)
+        for column, place in zip(columns, places, strict=True)
+    ]
+    order = np.lexsort(found[::-1])
+    method, seed, clip = (own[order] for own in found)
+    shape = (len(places[0]), len(places[1]), len(places[2]))
+    return Numbered(names, table.iloc[order], first, (method, seed, clip), shape)
+
+
+def codes(values: NDArray[np.generic]) -> Whole:
+    """(N,) 0, 1, ... in the order of the sorted values."""
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -27,6 +79,12 @@ class Outcomes:
         >>> found.top1().tolist(), found.num_groups
         ([0.5], 2)
     """
+
+    score: ClassVar[str] = "top1"
+    """What methods are compared by, the first of `measures`."""
+    measures: ClassVar[tuple[str, ...]] = ("top1", "mean_class_accuracy")
+    shares: ClassVar[bool] = True
+    """Whether the score is a share of clips that are right."""
 
     methods: tuple[str, ...]
     classes: tuple[str, ...]
@@ -43,32 +101,28 @@ class Outcomes:
 
         Raises VidpipeError where a clip has two labels, two groups or is predicted twice.
         """
-        names = tuple(methods or dict.fromkeys(table.method))
-        table = table[table.method.isin(names)]
-        clips = table.groupby("id", sort=True)[["label", "group"]]
-        if len(several := clips.nunique().pipe(lambda t: t[(t > 1).any(axis=1)])):
-            raise VidpipeError(f"clip {several.index[0]!r} has several labels or groups")
-        first = clips.first()
-        classes = tuple(sorted({*table.label, *table.predicted}))
+        own = numbered(table, methods, ("label", "group"))
+        classes = tuple(sorted({*own.table.label, *own.table.predicted}))
         index = {name: i for i, name in enumerate(classes)}
-        seeds = {seed: i for i, seed in enumerate(sorted(table.seed.unique()))}
-        rows = {clip: i for i, clip in enumerate(first.index)}
-        where = (
-            table.method.map({name: i for i, name in enumerate(names)}).to_numpy(),
-            table.seed.map(seeds).to_numpy(),
-            table.id.map(rows).to_numpy(),
+        predicted = np.full(own.shape, MISSING, dtype=np.int64)
+        predicted[own.where] = own.table.predicted.map(index).to_numpy()
+        labels = own.clips.label.map(index).to_numpy(dtype=np.int64)
+        return cls(
+            own.methods, classes, predicted, labels, codes(own.clips.group.astype(str).to_numpy())
         )
-        if table.duplicated(["method", "seed", "id"]).any():
-            raise VidpipeError("a clip is predicted twice by the same method and seed")
-        predicted = np.full((len(names), len(seeds), len(rows)), MISSING, dtype=np.int64)
-        predicted[where] = table.predicted.map(index).to_numpy()
-        groups = np.unique(first.group.astype(str), return_inverse=True)[1].astype(np.int64)
-        labels = first.label.map(index).to_numpy(dtype=np.int64)
-        return cls(names, classes, predicted, labels, groups)
 
     @property
     def num_groups(self) -> int:
         return len(np.unique(self.groups))
+
+    @property
+    def num_seeds(self) -> int:
+        return self.predicted.shape[1]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(M, S, N) whether a training came to its end."""
+        return np.asarray(self.predicted != MISSING)
 
     @property
     def hits(self) -> Array:
@@ -103,6 +157,22 @@ class Outcomes:
     def mean_class_accuracy(self) -> Array:
         """(M,) mean of the classes' own top-1."""
         return mean_class_accuracy(self, *self._plain())
+
+    def measure(self, name: str, seeds: Array, clips: Array) -> Array:
+        """(M,) `top1` or `mean_class_accuracy` at these weights."""
+        return {"top1": top1, "mean_class_accuracy": mean_class_accuracy}[name](self, seeds, clips)
+
+    def draws(self, name: str, seeds: Array, clips: Array) -> Array:
+        """(W, M) of `measure` at W weights of seeds (W, S) and clips (W, N)."""
+        return np.array([self.measure(name, *own) for own in zip(seeds, clips, strict=True)])
+
+    def with_each(self, labels: Sequence[Whole]) -> Array:
+        """(W, M) score with each of W labels (N,)."""
+        return np.array([self.with_labels(own).top1() for own in labels])
+
+    def permutations(self, count: int | None = None) -> OfSums:
+        """At most `count`; None: as many as `OfSums` makes."""
+        return OfSums(self.group_sums()) if count is None else OfSums(self.group_sums(), count)
 
     def _plain(self) -> tuple[Array, Array]:
         return np.ones(self.predicted.shape[1]), np.ones(len(self.labels))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from vidpipe.study.statistics import ALPHA, best_of, smallest_p
+from vidpipe.study.permutations import smallest_p
+from vidpipe.study.statistics import ALPHA, best_of
 
 MARGIN = 0.05
 """What a candidate may lie behind the best, where the tests cannot tell them apart."""
 EQUAL = 0.02
 """Costs that differ by less, relative to the larger, are the same."""
 RULES = (
-    "Rules: candidates are the best in top-1 and all whose adjusted p against it is above "
+    "Rules: candidates are the best in {score} and all whose adjusted p against it is above "
     f"{ALPHA:g} and that lie at most {100 * MARGIN:g} points behind. Recommended is the candidate that "
     "is cheapest at "
     "inference (GFLOPs of a view, then new parameters), of equals the one cheapest to train, then the "
@@ -26,22 +27,24 @@ def recommendation(
     reference: pd.DataFrame,
     orders: pd.DataFrame,
     groups: int,
+    score: str = "top1",
 ) -> list[str]:
-    """Sentences, the first of which is the recommendation; RULES says how it is made.
+    """Sentences, the first of which is the recommendation; RULES, of a `score`, says how it is made.
 
     Args:
         accuracy: `statistics.accuracies` with the costs gflops, new_at_inference_m, training_gflops.
         best, reference: `statistics.against` the best and the reference.
         orders: method, shuffled_drop and p; empty where the use of time was not measured.
         groups: of the tested clips.
+        score: column that methods are compared by.
     """
-    known = accuracy.dropna(subset=["top1"]).set_index("method")
-    top = best_of(accuracy)
+    known = accuracy.dropna(subset=[score]).set_index("method")
+    top, scores = best_of(accuracy, score), known[score]
     versus = best.set_index("method")
     if len(known) > 1 and smallest_p(groups) > ALPHA:
         first = (
             f"{groups} groups are too few to recommend anything. {top} is the most accurate here, "
-            f"with {_percent(known.top1[top])}; that it is better than another is not shown."
+            f"with {_percent(scores[top])}; that it is better than another is not shown."
         )
         return [first, *_order(top, orders)]
     candidates = [top] + [
@@ -49,18 +52,19 @@ def recommendation(
         for name in known.index
         if name != top and not _significant(versus, name) and -versus.difference[name] <= MARGIN
     ]
-    chosen = _cheapest(known, candidates)
+    chosen = _cheapest(known, candidates, score)
     accurate = "the most accurate" if chosen == top else f"within noise of the best ({top})"
     cheap = ", and the cheapest of the candidates at inference" if len(candidates) > 1 else ""
     found = [
-        f"{chosen}: {accurate} with {_percent(known.top1[chosen])} "
-        f"({_percent(known.top1_low[chosen])} to {_percent(known.top1_high[chosen])}, {groups} groups), "
+        f"{chosen}: {accurate} with {_percent(scores[chosen])} "
+        f"({_percent(known[f'{score}_low'][chosen])} to {_percent(known[f'{score}_high'][chosen])}, "
+        f"{groups} groups), "
         f"{known.gflops[chosen]:.3g} GFLOPs a view{cheap}."
     ]
-    for name in sorted(candidates, key=lambda n: -known.top1[n]):
+    for name in sorted(candidates, key=lambda n: -scores[n]):
         if name != chosen:
             found.append(f"{name} is within noise of the best, {_costs(known, name, chosen)}.")
-    for name in sorted(set(known.index) - set(candidates), key=lambda n: -known.top1[n]):
+    for name in sorted(set(known.index) - set(candidates), key=lambda n: -scores[n]):
         sure = _significant(versus, name)
         noise = "" if sure else f", which {groups} groups do not tell from noise"
         found.append(
@@ -77,13 +81,13 @@ def _significant(table: pd.DataFrame, name: str) -> bool:
     return bool(name in table.index and table.significant[name])
 
 
-def _cheapest(known: pd.DataFrame, candidates: list[str]) -> str:
+def _cheapest(known: pd.DataFrame, candidates: list[str], score: str) -> str:
     """By the rules; each criterion keeps those that are equal to the least."""
     left = candidates
     for column in ("gflops", "new_at_inference_m", "training_gflops"):
         least = min(known[column][name] for name in left)
         left = [n for n in left if known[column][n] - least <= EQUAL * abs(known[column][n])]
-    return max(left, key=lambda name: known.top1[name])
+    return max(left, key=lambda name: known[score][name])
 
 
 def _costs(known: pd.DataFrame, name: str, chosen: str) -> str:
@@ -126,4 +130,4 @@ def _order(method: str, orders: pd.DataFrame) -> list[str]:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return "-" if share != share else f"{100 * share:.1f} %"

@@ -2,46 +2,42 @@
 
 Intervals: bootstrap over groups and, crossed with them, seeds (Owen 2007, The pigeonhole bootstrap),
 with the percentiles widened for few groups (Hesterberg 2015, What Teachers Should Know About the
-Bootstrap, section 5.3). Tests: sign flips of whole groups, exact where there are few; Holm's correction
-where pairs were fixed beforehand, and where the best was chosen on the same clips a step-down test of
-the range, which accounts for the choice.
+Bootstrap, section 5.3). Tests: results on whole groups are exchanged between methods, exactly where
+there are few; of top-1 these are sign flips, of a mAP all is ranked anew (`ranked.py`). Holm's
+correction where pairs were fixed beforehand, and where the best was chosen on the same clips a step-down
+test of the range, which accounts for the choice.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from vidpipe.study.outcomes import MISSING, Array, Outcomes, Whole, mean_class_accuracy, top1
+from vidpipe.study.outcomes import Array, Outcomes
+from vidpipe.study.permutations import TOLERANCE, smallest_p, step_down_range
+from vidpipe.study.ranked import RankedOutcomes
 
 RESAMPLES = 2000
-PERMUTATIONS = 9999
 ALPHA = 0.05
-TOLERANCE = 1e-9
-"""Sums of the same numbers in another order differ by less."""
-CHUNK = 2_000_000
-"""Numbers of a block of permutations in memory."""
-Statistic = Callable[[Outcomes, Array, Array], Array]
+AnyOutcomes = Outcomes | RankedOutcomes
 
 
-def bootstrap(
-    outcomes: Outcomes, statistic: Statistic, resamples: int = RESAMPLES, seed: int = 0
-) -> Array:
-    """(resamples, M) values of `statistic`, each for groups and seeds drawn with replacement.
+def bootstrap(outcomes: AnyOutcomes, name: str, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """(resamples, M) values of the measure `name`, each for groups and seeds drawn with replacement.
 
     The draws are the same for all methods, so that differences of columns are paired.
     """
     rng = np.random.default_rng(seed)
-    groups, seeds = outcomes.num_groups, outcomes.predicted.shape[1]
-    values = np.empty((resamples, len(outcomes.methods)))
+    groups, seeds = outcomes.num_groups, outcomes.num_seeds
+    of_groups, of_seeds = np.empty((resamples, groups)), np.empty((resamples, seeds))
     for row in range(resamples):
-        of_groups = np.bincount(rng.integers(0, groups, groups), minlength=groups)
-        of_seeds = np.bincount(rng.integers(0, seeds, seeds), minlength=seeds).astype(float)
-        values[row] = statistic(outcomes, of_seeds, of_groups[outcomes.groups].astype(float))
-    return values
+        of_groups[row] = np.bincount(rng.integers(0, groups, groups), minlength=groups)
+        of_seeds[row] = np.bincount(rng.integers(0, seeds, seeds), minlength=seeds)
+    return outcomes.draws(name, of_seeds, of_groups[:, outcomes.groups])
 
 
 def bounds(values: Array, groups: int, alpha: float = ALPHA) -> tuple[float, float]:
@@ -56,30 +52,6 @@ def bounds(values: Array, groups: int, alpha: float = ALPHA) -> tuple[float, flo
     tail = float(norm.cdf(-wide))
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def sign_flip(differences: Array, permutations: int = PERMUTATIONS) -> float:
-    """Two-sided p that the sum of `differences` (G,), one a group, is 0, where each is as likely with
-    either sign. Exact where 2**G is at most `permutations`, so its smallest value is 2 / 2**G."""
-    from scipy.stats import permutation_test
-
-    differences = differences[np.abs(differences) > TOLERANCE]
-    if len(differences) < 2:
-        return 1.0
-    found = permutation_test(
-        (differences,),
-        lambda x, axis: x.sum(axis=axis),
-        permutation_type="samples",
-        n_resamples=permutations,
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return float(min(1.0, found.pvalue))
-
-
-def smallest_p(groups: int, comparisons: int = 1) -> float:
-    """The least that `sign_flip` can find for so many groups, times Holm's first factor."""
-    return min(1.0, comparisons * 2.0 ** (1 - groups))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -97,58 +69,32 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def step_down_range(sums: Array, permutations: int = PERMUTATIONS) -> Array:
-    """(M,) p of each method against the best of all, of `sums` (M, G): right clips of each group.
-
-    Under the null hypothesis a group's results belong to the methods in any order. The distance of the
-    worst from the best is held against the range of all methods under such permutations; where it is
-    significant, the worst is left out and the next is tested among the rest (so a method that is far
-    behind hides no difference above it). p never falls on the way. The last pair is `sign_flip`.
-    """
-    totals = sums.sum(axis=1)
-    order = sorted(range(len(totals)), key=lambda i: -totals[i])
-    p, highest = np.ones(len(totals)), 0.0
-    # From the worst: each is tested among those that are at least as good.
-    for size in range(len(order), 1, -1):
-        among = sums[order[:size]]
-        distance = totals[order[0]] - totals[order[size - 1]]
-        pair = sign_flip(sums[order[0]] - sums[order[size - 1]], permutations)
-        found = pair if size == 2 else max(pair, _range_p(among, distance, permutations))
-        highest = max(highest, found)
-        p[order[size - 1]] = highest
-    return p
+def score(outcomes: AnyOutcomes, name: str | None = None) -> Array:
+    """(M,) the measure `name`, by default what methods are compared by."""
+    seeds, clips = np.ones(outcomes.num_seeds), np.ones(len(outcomes.labels))
+    return outcomes.measure(name or outcomes.score, seeds, clips)
 
 
-def _range_p(sums: Array, distance: float, permutations: int) -> float:
-    """The share of permutations within groups whose totals lie `distance` apart or more."""
-    methods, groups = sums.shape
-    rng = np.random.default_rng(0)
-    reached, left, at_once = 1, permutations, max(1, CHUNK // sums.size)
-    while left:
-        block = np.broadcast_to(sums.T, (min(left, at_once), groups, methods))
-        totals = rng.permuted(block, axis=2).sum(axis=1)
-        reached += int((np.ptp(totals, axis=1) >= distance - TOLERANCE).sum())
-        left -= len(block)
-    return reached / (permutations + 1)
-
-
-def chance_p(outcomes: Outcomes, permutations: int = 1999) -> Array:
-    """(M,) one-sided p that a method is no better than labels permuted within groups; NaN where no group
-    has clips of two classes, so that there is nothing to permute."""
+def chance_p(outcomes: AnyOutcomes, permutations: int = 1999) -> Array:
+    """(M,) one-sided p that a method is no better than labels permuted within groups; NaN without
+    permutations, and where no group has clips of two labels, so that there is nothing to permute."""
     labels, groups = outcomes.labels, outcomes.groups
-    if not any(len(np.unique(labels[groups == g])) > 1 for g in range(outcomes.num_groups)):
+    if not permutations:
+        return np.full(len(outcomes.methods), np.nan)
+    if isinstance(outcomes, RankedOutcomes) and outcomes.hits is not None:
+        # Actions of a video go on from frame to frame: its labels cannot be exchanged.
+        return np.full(len(outcomes.methods), np.nan)
+    if not any(len(np.unique(labels[groups == g], axis=0)) > 1 for g in range(outcomes.num_groups)):
         return np.full(len(outcomes.methods), np.nan)
     rng = np.random.default_rng(0)
-    own = outcomes.top1()
-    reached = np.ones(len(own))
-    for _ in range(permutations):
-        chance = outcomes.with_labels(permuted_labels(outcomes, rng))
-        reached += chance.top1() >= own - TOLERANCE
+    own = score(outcomes)
+    chance = outcomes.with_each([permuted_labels(outcomes, rng) for _ in range(permutations)])
+    reached = 1 + (chance >= own - TOLERANCE).sum(axis=0)
     return np.asarray(reached / (permutations + 1))
 
 
-def permuted_labels(outcomes: Outcomes, rng: np.random.Generator) -> Whole:
-    """(N,) labels, permuted within each group."""
+def permuted_labels(outcomes: AnyOutcomes, rng: np.random.Generator) -> Any:
+    """(N, ...) labels, permuted within each group."""
     clips = np.argsort(outcomes.groups, kind="stable")
     # Sorted by (group, random number): within each group, another order of its own clips.
     labels = np.empty_like(outcomes.labels)
@@ -157,31 +103,34 @@ def permuted_labels(outcomes: Outcomes, rng: np.random.Generator) -> Whole:
 
 
 def accuracies(
-    outcomes: Outcomes,
+    outcomes: AnyOutcomes,
     resamples: int = RESAMPLES,
     alpha: float = ALPHA,
     permutations: int = 1999,
 ) -> pd.DataFrame:
-    """One row a method: top1 and mean_class_accuracy with `_low` and `_high`; p_chance (Holm); and what
+    """One row a method: each of `measures` with `_low` and `_high`; p_chance (Holm); and what
     they are made of: clips, groups, seeds.
 
-    Where all predictions are right (or wrong) no resample differs, and the bound is the exact binomial
-    one of so many clips, as if they were independent.
+    Where all predictions are right (or wrong) no resample differs. The bound is then the exact binomial
+    one of so many clips, as if they were independent; of a mAP of 1 or 0 there is none.
     """
     rows = []
     for method in outcomes.methods:
         own = outcomes.of_method(method)
         row: dict[str, object] = {"method": method}
-        for name, statistic in (("top1", top1), ("mean_class_accuracy", mean_class_accuracy)):
+        for name in outcomes.measures:
             if not len(own.labels):
                 row |= dict.fromkeys((name, f"{name}_low", f"{name}_high"), math.nan)
                 continue
-            value = float(getattr(own, name)()[0])
-            found = bounds(bootstrap(own, statistic, resamples)[:, 0], own.num_groups, alpha)
+            value = float(score(own, name)[0])
+            found = bounds(bootstrap(own, name, resamples)[:, 0], own.num_groups, alpha)
             if value in (0.0, 1.0):
-                found = _exact_bounds(value, len(own.labels), alpha)
+                exact = outcomes.shares
+                found = (
+                    _exact_bounds(value, len(own.labels), alpha) if exact else (math.nan, math.nan)
+                )
             row |= {name: value, f"{name}_low": found[0], f"{name}_high": found[1]}
-        seeds = int((own.predicted != MISSING).any(axis=2).sum())
+        seeds = int(own.known.any(axis=2).sum())
         sizes = {"clips": len(own.labels), "groups": own.num_groups, "seeds": seeds}
         p = float(chance_p(own, permutations)[0]) if len(own.labels) else math.nan
         rows.append({**row, "p_chance": p, **sizes})
@@ -198,16 +147,16 @@ def _exact_bounds(share: float, clips: int, alpha: float) -> tuple[float, float]
 
 
 def against(
-    outcomes: Outcomes,
+    outcomes: AnyOutcomes,
     reference: str,
     *,
     chosen: bool,
     resamples: int = RESAMPLES,
     alpha: float = ALPHA,
 ) -> pd.DataFrame:
-    """One row a method other than `reference`, on the clips that both have: difference (of top1, method
-    minus reference) with the bounds low and high, p (sign flips of groups), p_adjusted, significant,
-    groups.
+    """One row a method other than `reference`, on the clips that both have: difference (of the score,
+    method minus reference) with the bounds low and high, p (`Permutations.pair_p`), p_adjusted,
+    significant, groups.
 
     `chosen`: the reference is the best of these very predictions, and p_adjusted is of the step-down
     range; otherwise it was named beforehand, and p_adjusted is Holm's.
@@ -219,11 +168,10 @@ def against(
         if not len(both.labels):
             rows.append({"method": method, "groups": 0})
             continue
-        draws = bootstrap(both, top1, resamples)
+        draws = bootstrap(both, both.score, resamples)
         low, high = bounds(draws[:, 1] - draws[:, 0], both.num_groups, alpha)
-        first, second = both.top1()
-        sums = both.group_sums()
-        p = sign_flip(sums[1] - sums[0])
+        first, second = score(both)
+        p = both.permutations().pair_p(1, 0)
         row = {"difference": second - first, "low": low, "high": high, "p": p}
         rows.append({"method": method, **row, "groups": both.num_groups})
     columns = ["method", "difference", "low", "high", "p", "groups"]
@@ -231,7 +179,7 @@ def against(
     if chosen and others:
         known = [name for name in others if (table.p.notna() & (table.method == name)).any()]
         everyone = outcomes.common([reference, *known])
-        found = dict(zip(everyone.methods, step_down_range(everyone.group_sums())))
+        found = dict(zip(everyone.methods, step_down_range(everyone.permutations())))
         own = (found.get(name, math.nan) for name in table.method)
         table["p_adjusted"] = [max(p, q) for p, q in zip(table.p, own)]
     else:
@@ -241,15 +189,15 @@ def against(
     return table
 
 
-def best_of(table: pd.DataFrame) -> str:
-    """The method of highest top1 of `accuracies`; of equals, the first."""
-    known = table.dropna(subset=["top1"])
+def best_of(table: pd.DataFrame, measure: str = "top1") -> str:
+    """The method of highest `measure` of `accuracies`; of equals, the first."""
+    known = table.dropna(subset=[measure])
     if known.empty:
         raise ValueError("no method has a prediction")
-    return str(known.method.iloc[int(known.top1.to_numpy().argmax())])
+    return str(known.method.iloc[int(known[measure].to_numpy().argmax())])
 
 
-def warnings(outcomes: Outcomes, alpha: float = ALPHA) -> list[str]:
+def warnings(outcomes: AnyOutcomes, alpha: float = ALPHA) -> list[str]:
     """What so few groups cannot show, one sentence each."""
     groups, methods = outcomes.num_groups, len(outcomes.methods)
     found = []

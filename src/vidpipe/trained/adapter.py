@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vidpipe.backbones.positions import grid_header
 from vidpipe.backbones.zoo import Backbone, architecture
-from vidpipe.config.messages import explain
+from vidpipe.config.messages import explain, nearest
 from vidpipe.config.section import OnlyTraining, Section, mark
 from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.data.model_input import InputForm
@@ -27,15 +27,10 @@ from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_folder, write_json
 from vidpipe.image_size import Size
 from vidpipe.methods.registry import VideoModel
-from vidpipe.trained.card import (
-    ADAPTER,
-    OWN_BACKBONE,
-    TENSORS,
-    Card,
-    TrainedModel,
-    read_card,
-)
+from vidpipe.tasks.registry import SINGLE_LABEL, TASKS
+from vidpipe.trained.card import ADAPTER, OWN_BACKBONE, TENSORS, Card, read_card
 from vidpipe.trained.frozen import refuse_other_weights
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.weights import read_tensors, refuse_mismatch, state_sha256
 
 Options = TypeVar("Options", bound=Section)
@@ -112,6 +107,8 @@ def save(
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
     transform: TransformConfig | Mapping[str, Any] | None = None,
     extract: Mapping[str, Any] | None = None,
+    task: str = SINGLE_LABEL.name,
+    thresholds: Sequence[float] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a model as an adapter folder, which `vidpipe.load` and the commands predict, evaluate and
@@ -129,6 +126,8 @@ def save(
         transform: of the input, as in params.yaml; None: `model.form` only.
         extract: `{"short_side": pixels, "fps": rate or None}` of the decoded frames it learned on; None:
             a short side in proportion, and each video's own rate.
+        task: `"multilabel"` where a clip may have several classes or none.
+        thresholds: (C,) with that task, the probability from which on a class is said; None: 0.5.
         training: what else is worth recording of the training.
 
     Returns:
@@ -156,6 +155,8 @@ def save(
             f"save: this {type(model).__name__} does not know its backbone; make it by "
             "vidpipe.create_model"
         )
+    if task not in TASKS:
+        raise VidpipeError(f"task {task}: no such task{nearest(task, TASKS)}")
     if isinstance(classes, str) or len(classes) != model.head.out_features:
         got = "a text" if isinstance(classes, str) else f"{len(classes)} names"
         raise VidpipeError(f"classes: {got}, but the model has {model.head.out_features} classes")
@@ -168,10 +169,12 @@ def save(
         ),
         _options(TransformConfig, "transform", transform, **vars(form)),
         dict(extract or {}),
+        TASKS[task],
+        None if thresholds is None else list(thresholds),
     )
     target, config = Path(folder), backbone.config
     known = config.hub_tag is not None or Path(config.weights).is_file()
-    frozen = None if known else _frozen_state(backbone, form.size)
+    frozen = None if known else frozen_state(backbone, form.size)
     save_adapter(target, trained, dict(training or {}), frozen)
     return target
 
@@ -191,7 +194,7 @@ def _options(
     return found
 
 
-def _frozen_state(backbone: Backbone, size: Size) -> dict[str, Tensor]:
+def frozen_state(backbone: Backbone, size: Size) -> dict[str, Tensor]:
     """The image model's own tensors. Raises VidpipeError where its name would not rebuild it."""
     with torch.device("meta"):
         expected = architecture(backbone.config, size).state_dict()

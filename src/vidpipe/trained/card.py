@@ -2,16 +2,15 @@
 from it and its tensors to the model.
 
 A folder may come from a stranger. Its card is data: no value of it is believed before the schema has
-seen it, and nothing is allocated before the tensors' shapes in the safetensors header have been
-compared with those of the model that the card describes.
+seen it, nor anything allocated before the tensors' header was compared with the model it describes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import (
@@ -37,10 +36,10 @@ from vidpipe.files import read_json
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.create import build_on
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
-from vidpipe.tasks.base import Task
-from vidpipe.tasks.registry import SINGLE_LABEL
+from vidpipe.tasks.registry import SINGLE_LABEL, TASKS
 from vidpipe.text import printable
 from vidpipe.trained.frozen import refuse_other_weights, shared
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.version import __version__
 from vidpipe.video.config import ExtractConfig
 from vidpipe.weights import read_header, read_tensors, refuse_mismatch, state_sha256
@@ -58,25 +57,6 @@ MAX_BYTES = 16 * 2**20
 """Of a config.json; Kinetics-700's has 40 KB."""
 MAX_MESSAGE = 600
 """Characters of a description's error: what is wrong may be as long as the file."""
-
-
-@dataclass
-class TrainedModel:
-    """A model in eval mode with what travels beside its weights."""
-
-    model: VideoModel
-    backbone: Backbone
-    classes: list[str]
-    sampling: SamplingConfig
-    transform: TransformConfig
-    extract: dict[str, Any] = field(default_factory=dict)
-    """`short_side` and `fps` of the frames it learned on; empty where that is not known."""
-    task: Task = SINGLE_LABEL
-
-    @property
-    def form(self) -> InputForm:
-        """Of its input."""
-        return InputForm.of(self.transform)
 
 
 class BackboneCard(BackboneConfig):
@@ -105,6 +85,11 @@ class Card(BaseModel):
     transform: TransformConfig
     extract: dict[str, Any] = Field({})
     classes: tuple[str, ...] = Field(min_length=1)
+    task: str = SINGLE_LABEL.name
+    thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    """Of several labels a clip, one a class."""
+    window_s: float | None = Field(None, gt=0)
+    background: str | None = None
     training: dict[str, Any] | None = None
     """Of adapters: how it was trained, for people; `sha256` is of its tensors."""
     merged: bool | None = None
@@ -113,12 +98,13 @@ class Card(BaseModel):
     output: dict[str, Any] | None = None
     """Of packages, for users of their programs."""
 
-    @field_validator("method")
+    @field_validator("method", "task")
     @classmethod
-    def _known(cls, method: str) -> str:
-        if method not in METHODS:
-            raise ValueError(f"{method!r} is no method{nearest(method, METHODS)}")
-        return method
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        known: Collection[str] = METHODS if info.field_name == "method" else TASKS
+        if name not in known:
+            raise ValueError(f"{name!r} is no {info.field_name}{nearest(name, known)}")
+        return name
 
     @field_validator("method_config", mode="before")
     @classmethod
@@ -160,6 +146,18 @@ class Card(BaseModel):
                 raise ValueError(f"{name!r} is not text")
         return classes
 
+    @field_validator("thresholds")
+    @classmethod
+    def _one_a_class(
+        cls, thresholds: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        classes = info.data.get("classes", ())
+        if thresholds is not None and len(thresholds) != len(classes):
+            raise ValueError(
+                f"{len(thresholds)} of them, expected one for each of {len(classes)} classes"
+            )
+        return thresholds
+
     @classmethod
     def of(cls, form: Form, trained: TrainedModel, **more: Any) -> Card:
         """The card of `trained`. Raises VidpipeError where no folder could say it."""
@@ -177,6 +175,10 @@ class Card(BaseModel):
                 transform=trained.transform,
                 extract=trained.extract,
                 classes=tuple(trained.classes),
+                task=trained.task.name,
+                thresholds=None if trained.thresholds is None else tuple(trained.thresholds),
+                window_s=trained.window_s,
+                background=trained.background,
                 **more,
             )
         except ValidationError as error:
@@ -184,11 +186,14 @@ class Card(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """What is written to config.json."""
-        values = self.model_dump(mode="json") | {"transform": deciding(self.transform)}
+        own = {name: deciding(getattr(self, name)) for name in ("sampling", "transform")}
+        values = self.model_dump(mode="json") | own
         if self.format == PACKAGE:
             del values["backbone"]["weights"]
         if self.backbone.pool == "zoo":  # as in cards from before there was a choice
             del values["backbone"]["pool"]
+        if self.task == SINGLE_LABEL.name:
+            del values["task"]
         return {name: value for name, value in values.items() if value is not None}
 
     @property
@@ -249,9 +254,12 @@ class Card(BaseModel):
             own = self._with_normalisation(own)
             model = self._model(own)
             self._load_adapter(model, tensors)
-        return TrainedModel(
-            model.eval(), own, list(self.classes), self.sampling, self.transform, self.extract
-        )
+        thresholds = None if self.thresholds is None else list(self.thresholds)
+        input_of = (self.sampling, self.transform, self.extract)
+        names = list(self.classes)
+        found = TrainedModel(model.eval(), own, names, *input_of, TASKS[self.task], thresholds)
+        found.window_s, found.background = self.window_s, self.background
+        return found
 
     def _with_normalisation(self, backbone: Backbone) -> Backbone:
         return replace(backbone, mean=self.backbone.mean, std=self.backbone.std)

@@ -12,16 +12,18 @@ from typing import NamedTuple, TypeAlias, cast, overload
 import torch
 from torch import Tensor
 
-from vidpipe.data.model_input import to_input
-from vidpipe.device import Precision, autocast, choose_device
+from vidpipe.device import Precision, choose_device
 from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.inference.fetch import is_url
 from vidpipe.inference.segments import Request, Segment, decoders
 from vidpipe.methods.base import VideoModel
-from vidpipe.trained.card import TrainedModel
+from vidpipe.tasks.base import said
+from vidpipe.trained.embedder import Embedder
 from vidpipe.trained.frames import Frames, of_frames
+from vidpipe.trained.hub import fetch, is_address
 from vidpipe.trained.package import open_model
 from vidpipe.trained.predictor import Predictor, frames_of, predict_extract
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.video.guard import Guards
 from vidpipe.video.quarantine import QuarantineError
 
@@ -75,7 +77,8 @@ class Classifier:
         chosen = choose_device("auto") if device is None else torch.device(device)
         self.trained = trained
         models = {"model": trained}
-        self._predictor = Predictor(models, temporal_clips, spatial_crops, chosen, precision)
+        options = (models, temporal_clips, spatial_crops, chosen, precision)
+        self._predictor, self._embedder = Predictor(*options), Embedder(*options)
         extract = predict_extract(frames_of(models))
         self._request = Request(extract, self._predictor.samplings, temporal_clips)
         self._guards: Guards[str, Segment] | None = None
@@ -108,7 +111,8 @@ class Classifier:
             top: classes to name, at most all of them.
 
         Returns:
-            (label, probability) of the `top` classes, best first; for a list, a list of that.
+            (label, probability) of the `top` classes, best first; for a list, a list of that. Of several
+            labels a video (task multilabel), only the classes that reach their thresholds, maybe none.
 
         Raises:
             VidpipeError: for a file that is missing, damaged or too large, with the reason; for frames
@@ -146,8 +150,8 @@ class Classifier:
         """
         if not isinstance(video, list | tuple):
             return self.features([cast(Video, video)])[0]
-        found = [self._feature(self._segment(each)) for each in video]
-        return torch.stack(found) if found else torch.empty(0, self.model.width)
+        found = [self._embedder([self._segment(each)])[0]["model"][0] for each in video]
+        return torch.stack(found) if found else torch.empty(0, self.model.feature_width)
 
     def preprocess(self, frames: Frames) -> Tensor:
         """Frames -> the model's input, by the centre view.
@@ -228,26 +232,8 @@ class Classifier:
         return found
 
     def _guesses(self, probabilities: Tensor, top: int) -> list[Guess]:
-        best = probabilities.topk(min(top, len(self.classes)))
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [Guess(self.classes[index], probability) for index, probability in pairs]
-
-    @torch.inference_mode()
-    def _feature(self, segment: Segment) -> Tensor:
-        seen: list[Tensor] = []
-
-        def keep(module: object, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(inputs[0])
-
-        backbone = self.trained.backbone
-        views = self._predictor.views(segment, self.trained).to(self._predictor.device)
-        handle = self.model.head_dropout.register_forward_pre_hook(keep)
-        try:
-            with autocast(self._predictor.precision, self._predictor.device):
-                self.model(to_input(views, backbone.mean, backbone.std))
-        finally:
-            handle.remove()
-        return seen[0].float().flatten(0, -2).mean(0).cpu()
+        best = said(probabilities, self.trained.thresholds, top)
+        return [Guess(self.classes[index], float(probabilities[index])) for index in best]
 
     def _segment(self, video: Video) -> Segment:
         if isinstance(video, str | Path):
@@ -280,12 +266,13 @@ def load(
     spatial_crops: int = 1,
     precision: Precision = "auto",
 ) -> Classifier:
-    """Open a trained model: an adapter folder or a model package.
+    """Open a trained model: an adapter folder or a model package, here or on the Hugging Face Hub.
 
     Nothing in the folder is executed, and what does not fit is refused before memory is taken for it.
 
     Args:
-        folder: from `vidpipe.save`, `vidpipe train` or `vidpipe export`.
+        folder: from `vidpipe.save`, `vidpipe train` or `vidpipe export`; or `hf://OWNER/NAME@REVISION`
+            of what `vidpipe push` wrote, where a commit as the revision always gives the same model.
         weights: where an adapter's backbone is; None: where the adapter says. A package needs none.
         device: where it computes, such as `"cuda:1"`; None: a GPU where there is one.
         temporal_clips: clips of a video whose probabilities are averaged; dense sampling only.
@@ -296,8 +283,9 @@ def load(
         A `Classifier`.
 
     Raises:
-        VidpipeError: in one line, for a folder that is missing, damaged, or no trained model, and for
-            backbone weights that are not those it was trained on.
+        VidpipeError: in one line, for a folder that is missing, damaged, or no trained model, for
+            backbone weights that are not those it was trained on, and for a repository that the hub does
+            not give or that holds what could run code.
 
     Example:
         >>> import tempfile, torch, vidpipe.trained
@@ -310,7 +298,14 @@ def load(
         >>> len(clf.predict(torch.zeros(30, 3, 60, 80, dtype=torch.uint8), top=5))
         2
     """
-    trained = open_model(Path(folder), None if weights is None else str(weights))
+    chosen = None if weights is None else str(weights)
+    path = fetch(str(folder), chosen)[0] if is_address(folder) else Path(folder)
+    trained = open_model(path, chosen)
+    if "boxes" in trained.task.inputs:
+        raise VidpipeError(
+            f"{folder}: a model of task {trained.task.name} answers for boxes, not for clips; use "
+            "`vidpipe predict` with people's boxes, or `vidpipe.export.programs.PixelModel`"
+        )
     return Classifier(
         trained,
         device,

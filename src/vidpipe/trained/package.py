@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vidpipe.backbones.zoo import Backbone
-from vidpipe.trained.card import PACKAGE, TrainedModel, read_card
+from vidpipe.trained.card import PACKAGE, read_card
+from vidpipe.trained.trained_model import TrainedModel
 
 
 def load_package(folder: Path) -> TrainedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -19,24 +19,25 @@ from vidpipe.device import Precision, autocast
 from vidpipe.errors import ArgumentError, VidpipeError
 from vidpipe.image_size import Size, sides
 from vidpipe.inference.segments import Segment
-from vidpipe.trained.card import ADAPTER, Card, TrainedModel, read_card
+from vidpipe.trained.card import ADAPTER, Card, read_card
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.video.config import ExtractConfig
 
 MAX_FRAMES = 10_000_000
+BackboneKey: TypeAlias = tuple[str, Size]
 
 
 def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str, TrainedModel]:
     """Adapters and packages by name. Adapters of one backbone share its tensors.
 
-    The name is the folder's, or its parent's where it is called adapter or package; where two would
-    be the same, the path. `weights`: where the adapters' backbone is, in place of what they record.
+    The name is the folder's, its parent's where it is called adapter or package, and the repository's
+    in the hub's cache; where two would be the same, the path. `weights`: where the adapters' backbone
+    is, in place of what they record.
     Raises VidpipeError for a folder given twice and as `open_model` does.
     """
-    names = [
-        f.resolve().parent.name if f.name in ("adapter", "package") else f.name for f in folders
-    ]
+    names = [model_name(folder) for folder in folders]
     opened: dict[str, TrainedModel] = {}
-    backbones: dict[tuple[str, Size], Backbone] = {}
+    backbones: dict[BackboneKey, Backbone] = {}
     for folder, name in zip(folders, names, strict=True):
         name = name if name and names.count(name) == 1 else str(folder)
         if name in opened:
@@ -47,18 +48,31 @@ def open_models(folders: Sequence[Path], weights: str | None = None) -> dict[str
     return opened
 
 
+def model_name(folder: Path) -> str:
+    """What a model in `folder` is called."""
+    if folder.parent.name == "snapshots":  # models--OWNER--NAME/snapshots/COMMIT
+        return folder.parents[1].name.rpartition("--")[2]
+    return folder.resolve().parent.name if folder.name in ("adapter", "package") else folder.name
+
+
+def backbone_key(card: Card, where: str) -> BackboneKey | None:
+    """What adapters that share a backbone have in common; None of a package, which holds its own.
+
+    `where`: the file or the hash of its weights.
+    """
+    own = card.backbone
+    adapter = card.format == ADAPTER
+    return (f"{own.source} {own.name} {own.pool} {where}", card.form.size) if adapter else None
+
+
 def _backbone(
-    card: Card, folder: Path, weights: str | None, known: dict[tuple[str, Size], Backbone]
+    card: Card, folder: Path, weights: str | None, known: dict[BackboneKey, Backbone]
 ) -> Backbone | None:
-    """Of an adapter, its backbone as loaded for the first that has it; a package holds its own."""
-    if card.format != ADAPTER:
-        return None
-    config, size = card.backbone_config(folder, weights), card.form.size
-    where = weights or card.backbone.weights_sha256
-    key = (f"{config.source} {config.name} {config.pool} {where}", size)
-    if key not in known:
-        known[key] = load_backbone(config, size)
-    return known[key]
+    """Of an adapter, its backbone as loaded for the first that has it."""
+    key = backbone_key(card, weights or card.backbone.weights_sha256)
+    if key is not None and key not in known:
+        known[key] = load_backbone(card.backbone_config(folder, weights), card.form.size)
+    return None if key is None else known[key]
 
 
 def frames_of(models: Mapping[str, TrainedModel]) -> dict[str, Any]:
@@ -125,11 +139,30 @@ class Predictor:
     def classes(self) -> dict[str, list[str]]:
         return {name: trained.classes for name, trained in self.models.items()}
 
+    @property
+    def thresholds(self) -> dict[str, list[float] | None]:
+        """Of each model; None where a video has one class."""
+        return {name: trained.thresholds for name, trained in self.models.items()}
+
     def views(self, segment: Segment, trained: TrainedModel) -> Tensor:
         """(V, T, 3, h, w) uint8, as evaluation has them: clips x crops."""
         frames = torch.from_numpy(segment.frames).permute(0, 3, 1, 2)
         positions = segment.positions[self.samplings.index(trained.sampling)]
         return crop_views(frames, positions, trained.form, self.spatial_crops)
+
+    @torch.inference_mode()
+    def of_boxes(self, segment: Segment, trained: TrainedModel, boxes: Tensor) -> Tensor:
+        """(K, C) probabilities of (K, 4) boxes, fractions of the frame, on the CPU; as evaluation has
+        them: the model sees the whole frame."""
+        from vidpipe.tasks.detection.samples import whole_frame  # clips need nothing of boxes
+
+        frames = torch.from_numpy(segment.frames).permute(0, 3, 1, 2)
+        video = whole_frame(frames, trained.form.sides)[None].to(self.device)
+        x = to_input(video, trained.backbone.mean, trained.backbone.std)
+        network = trained.task.network(trained.model).eval()
+        with autocast(self.precision, self.device):
+            logits = network(x, boxes[None].to(self.device)).float()
+        return trained.task.probabilities(logits)[0].cpu()
 
     @torch.inference_mode()
     def __call__(self, segments: Sequence[Segment]) -> list[dict[str, Tensor]]:

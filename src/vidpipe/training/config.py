@@ -11,6 +11,12 @@ from vidpipe.config.section import AbsentAtDefault, NotDecisive, Section, Seed, 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+class CachedViews(Section):
+    views: int = Field(
+        4, ge=1, le=1000, description="of a clip, drawn once; epochs see them in turn (bf16)"
+    )
+
+
 class TrainConfig(Section):
     epochs: Annotated[int, SetBySearch("it sets how long a trial is")] = Field(ge=1)
     steps: Annotated[int | None, SetBySearch("it sets how long a trial is, in epochs")] = Field(
@@ -64,8 +70,8 @@ class TrainConfig(Section):
     )
     publish: Literal["last", "best"] = Field(
         "last",
-        description="epoch whose weights are published: the papers' last, or the best in validation, "
-        "which is then measured on the clips that chose it",
+        description="epoch whose weights are published: the papers' last, or the best in validation "
+        "(top-1; of several labels and of boxes mAP), which is then measured on the clips that chose it",
     )
     eval_every: Annotated[
         int,
@@ -103,6 +109,13 @@ class TrainConfig(Section):
         description="where classes have unequal numbers of clips. sample: an epoch draws each class "
         "equally often; weights: the loss of a class counts by the inverse of its clips",
     )
+    focal_gamma: Annotated[float, AbsentAtDefault()] = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="of focal loss, for data.task multilabel: how much less a class of a clip counts "
+        "that is decided already; 0: plain cross-entropy",
+    )
     patch_drop: Annotated[float, AbsentAtDefault()] = Field(
         0.0,
         ge=0,
@@ -115,6 +128,17 @@ class TrainConfig(Section):
     )
     patch_drop_until: Annotated[float, AbsentAtDefault()] = Field(
         1.0, gt=0, le=1, description="of all steps; those that follow see every patch"
+    )
+    cache_features: Annotated[Literal["off", "exact"] | CachedViews, AbsentAtDefault()] = Field(
+        "off",
+        description="what lies before the first trained block is computed once and kept on the disk. "
+        "exact: the bits of the uncached training, where a clip's view is always the same; {views: N}: "
+        "N random views a clip, in bf16",
+    )
+    cache_folder: Annotated[str | None, NotDecisive()] = Field(
+        None,
+        description="where cached features lie, a folder or an fsspec URL such as s3://bucket/features; "
+        "null: `features` beside `data`",
     )
     max_bad_reads: Annotated[float, NotDecisive()] = Field(
         0.01, ge=0, le=1, description="of an epoch's clips; more unreadable ones end the training"
@@ -130,6 +154,11 @@ class TrainConfig(Section):
         # YAML 1.1 reads yes and no as truth values.
         return {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
 
+    @field_validator("cache_features", mode="before")
+    @classmethod
+    def _as_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML 1.1 again
+
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
         if self.num_workers and self.batch_size % self.num_workers:
@@ -141,6 +170,11 @@ class TrainConfig(Section):
             raise ValueError(
                 f"train.batch_size {self.batch_size} does not divide into accumulate "
                 f"{self.accumulate} parts on {max(1, self.num_workers)} workers"
+            )
+        if self.cache_features != "off" and self.patch_drop:
+            raise ValueError(
+                f"train.cache_features: patch_drop {self.patch_drop:g} leaves out other patches in each "
+                "step, so frozen features change; set one of them to its default"
             )
         if self.steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(

@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from torch.utils.data import Dataset
 
 from vidpipe.config.identity import config_hash
-from vidpipe.config.messages import explain
+from vidpipe.config.messages import explain, nearest
 from vidpipe.data.own import OwnClips, OwnTrainSet, OwnViewSet
 from vidpipe.device import choose_device, set_determinism
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
+from vidpipe.tasks.registry import SINGLE_LABEL, TASKS
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import Trainer
 from vidpipe.training.metrics import EpochMetrics, EpochTiming
@@ -37,6 +38,8 @@ ELSEWHERE = {
     "publish": "the model is left as the last epoch made it",
     "shuffle": "it is about the shards of a frame store",
     "balance": "the data set is your own: give it the clips as often as they shall be seen",
+    "cache_features": "the data set is your own: whether its clips stay the same is not known",
+    "cache_folder": "no features are kept",
     "cache_mb": "the data set is your own",
     "max_bad_reads": "the data set is your own, and its errors are raised",
 }
@@ -52,6 +55,7 @@ def fit(
     batch_size: int = 8,
     lr: float | None = None,
     weight_decay: float | None = None,
+    task: str = SINGLE_LABEL.name,
     checkpoints: str | Path | None = None,
     on_epoch: Callable[[EpochMetrics], None] | None = None,
     device: str | torch.device | None = None,
@@ -66,14 +70,15 @@ def fit(
         model: of `create_model`. It moves to the device, and is left there, in evaluation mode.
         train: a torch Dataset with a length and items (frames, label): uint8 RGB (T, 3, H, W) with
             the model's number of frames and any size (resized and cropped as by `model.preprocess`),
-            and a class index. Augmentation is the data set's; what it draws from the global generators
-            of torch, numpy and random follows `seed`.
+            and a class index, or with `task="multilabel"` (C,) 0 and 1. Augmentation is the data set's;
+            what it draws from the global generators of torch, numpy and random follows `seed`.
         val: the same, to validate on after each epoch; None: no validation.
         epochs: passes over `train`.
         batch_size: clips of one optimizer step.
         lr: peak learning rate. None: the model's option `lr`, or without one its `base_lr`, which grows
             with the batch. AdamW, warm-up and cosine are as for the command line.
         weight_decay: None: the model's option `weight_decay`.
+        task: `"multilabel"`: a clip has any number of classes, or none.
         checkpoints: a folder that the training is saved in and goes on from: the same call after an
             interruption ends with the same bits, a finished one returns at once. Other settings or
             another model have another place in it.
@@ -108,17 +113,22 @@ def fit(
         raise VidpipeError(
             f"model: a {type(model).__name__}, expected one that vidpipe.create_model made"
         )
+    if task not in TASKS:
+        raise VidpipeError(f"task {task}: no such task{nearest(task, TASKS)}")
     config = _config({"epochs": epochs, "batch_size": batch_size, **options})
     _set_rates(model, lr, weight_decay)
     facts = (model.num_frames, model.head.out_features, model.form, config.seed)
-    train_clips = OwnClips(train, "train", *facts)
-    val_clips = None if val is None else OwnClips(val, "val", *facts)
+    several = task == "multilabel"
+    train_clips = OwnClips(train, "train", *facts, several)
+    val_clips = None if val is None else OwnClips(val, "val", *facts, several)
     saved = None
     if checkpoints is not None:
         form = (*facts[:2], *model.form.identity(), config.seed)
         what = (model.name, model.config, model.backbone.sha256, *form, len(train_clips))
         if model.backbone.config.pool != "zoo":
             what += (model.backbone.config.pool,)
+        if task != SINGLE_LABEL.name:
+            what += (task,)
         folder = Path(checkpoints) / f"{model.name}-{config_hash(config, *what)}"
         saved = Checkpoints(folder, config.storage)
     where = choose_device(config.use_gpu) if device is None else torch.device(device)
@@ -142,6 +152,7 @@ def fit(
             config,
             (model.backbone.mean, model.backbone.std),
             device=where,
+            task=TASKS[task],
             checkpoints=saved,
             stop=asked,
             on_step=lambda info: warn(watch.step(info)),
@@ -150,7 +161,7 @@ def fit(
         watch = RateWatch(
             "lr" if model.config.lr is not None else "base_lr",
             model.config.peak_lr(config.batch_size),
-            classes=facts[1],
+            guess=trainer.task.guess(facts[1]),
             chance=1 / facts[1],
             clips=trainer.batches.clips,
             epochs=trainer.epochs,

@@ -18,15 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vidpipe.data.batches import EpochBatches
+from vidpipe.data.batches import EpochBatches, part_of, parts
 from vidpipe.data.dataset import Samples, Views, train_loader
 from vidpipe.data.mixing import PairMixer
-from vidpipe.data.model_input import to_input
+from vidpipe.data.model_input import batch_input
 from vidpipe.device import autocast, autocast_dtype
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import GOLDEN, lowbias32
-from vidpipe.tasks.base import Task
+from vidpipe.methods.split import Split
+from vidpipe.tasks.base import LossOptions, Task, more_inputs
 from vidpipe.tasks.registry import SINGLE_LABEL
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.ema import Ema
@@ -57,8 +58,8 @@ class Trainer:
     `val_set` None: no validation. `checkpoints`: where to save and to look; None saves nothing.
     `stop`: asked in each step; once true on any worker, all save and raise TrainingStopped. `mixer`
     mixes pairs of clips; the training accuracy then counts their heavier labels. `labels` of the clips
-    are needed with `train.balance`. Callbacks run on every rank: `on_step` after each step, `on_epoch`
-    after each epoch and its checkpoint.
+    are needed with `train.balance`. `split`: of the model, where samples are kept features. Callbacks
+    run on every rank: `on_step` after each step, `on_epoch` after each epoch and its checkpoint.
     Raises VidpipeError when loss or gradient is not finite, naming the step and the clips; when a
     frozen weight received a gradient; and when an epoch had more unreadable clips than
     `train.max_bad_reads` allows.
@@ -76,8 +77,9 @@ class Trainer:
         rank: int = 0,
         world_size: int = 1,
         mixer: PairMixer | None = None,
-        labels: NDArray[np.int64] | None = None,
+        labels: NDArray[Any] | None = None,
         task: Task = SINGLE_LABEL,
+        split: Split | None = None,
         checkpoints: Checkpoints | None = None,
         stop: Callable[[], bool] = lambda: False,
         on_step: Callable[[StepInfo], None] = lambda info: None,
@@ -101,10 +103,13 @@ class Trainer:
             pairs=mixer is not None,
             drop_last=config.drop_last,
         )
-        self.class_weights: Tensor | None = None
+        weights = None
         if config.balance == "weights" and labels is not None:
             outputs = int(model.head.out_features)
-            self.class_weights = task.class_weights(labels, outputs).to(self.device)
+            weights = task.class_weights(labels, outputs).to(self.device)
+        boxes = getattr(train_set.clips, "boxes_per_clip", 1.0)  # of task detection
+        options = (config.label_smoothing, weights, boxes, config.focal_gamma)
+        self.loss_options = LossOptions(*options)
         workers, prefetch = config.loader_workers, config.prefetch
         self.loader = train_loader(train_set, self.batches, workers, prefetch, self.device)
         self.total_steps = config.steps or config.epochs * len(self.batches)
@@ -115,7 +120,8 @@ class Trainer:
                 f"train.warmup_epochs: {config.warmup_epochs:g} epochs are {self.warmup:g} steps, "
                 f"and there are {self.total_steps} in all; lower it or raise train.steps"
             )
-        self.forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.whole: nn.Module = task.network(model) if split is None else split
+        self.forward: nn.Module = torch.compile(self.whole) if config.compile else self.whole  # type: ignore[assignment]
         self.trained = trained_parameters(model)
         if not self.trained:
             raise VidpipeError(f"method {model.name}: it trains nothing; evaluate it as it is")
@@ -188,25 +194,23 @@ class Trainer:
 
     def _end_epoch(self, timing: EpochTiming) -> EpochMetrics:
         p, config, sums = self.progress, self.config, self.progress.sums
-        val_loss = val_top1 = None
+        seen = None
         due = (p.epoch + 1) % config.eval_every == 0 or p.epoch + 1 == self.epochs
         if self.val_set is not None and due:
             self._save()  # validation may be long
             shared = (self.device, self.rank, self.world_size, self.stop, self.task)
             with nullcontext() if self.ema is None else self.ema.applied():
-                val_loss, val_top1 = validate(
-                    self.model, self.val_set, config, self.normalisation, *shared
-                )
+                seen = validate(self.whole, self.val_set, config, self.normalisation, *shared)
         lr, norm = self._lr(p.step - 1), sums.mean_grad_norm
-        metrics = EpochMetrics(
-            p.epoch + 1, p.step, sums.mean_loss, sums.top1, lr, val_loss, val_top1, norm
-        )
+        loss, top1, score = (None, None, None) if seen is None else seen
+        done = (p.epoch + 1, p.step, sums.mean_loss, sums.top1, lr)
+        metrics = EpochMetrics(*done, loss, top1, norm, score)
         p.history.append(metrics)
         p.timing.append(timing)
         p.epoch, p.batch, p.sums = p.epoch + 1, 0, Sums()
         p.finished = p.step >= self.total_steps
-        if val_top1 is not None and (p.best_top1 is None or val_top1 > p.best_top1):
-            p.best_top1, p.best = val_top1, f"{p.step:08d}-{p.epoch:04d}"
+        if (best := metrics.decides) is not None and (p.best_score is None or best > p.best_score):
+            p.best_score, p.best = best, f"{p.step:08d}-{p.epoch:04d}"
         self._save()
         return metrics
 
@@ -221,7 +225,7 @@ class Trainer:
         set_lr(self.optimizer, self._lr(p.step))
         drop_patches(self.model, config, p.step / self.total_steps)
         self.optimizer.zero_grad(set_to_none=True)
-        unreadable, parts = 0 if batch is None else bad.count(batch), []
+        unreadable, done = 0 if batch is None else bad.count(batch), []
         if batch is None:
             self.scaler.scale(torch.zeros((), device=self.device))  # it begins with its first loss
         else:
@@ -230,19 +234,19 @@ class Trainer:
             for part in self._parts(clips):
                 # Until the backward pass is done: what it computes again has the same mask again.
                 self.model.clip_keys.now = self._keys(batch["index"][part])
-                loss, correct = self._forward({k: v[part] for k, v in batch.items()})
+                loss, correct = self._forward(part_of(batch, part))
                 count = part.stop - part.start
                 # Ranks are averaged: each part weighs by its clips among those of all of them.
                 weight = count * self.world_size / of_all
                 self.scaler.scale(loss if weight == 1 else loss * weight).backward()
-                parts.append((loss.detach(), correct, count))
+                done.append((loss.detach(), correct, count))
             self.model.clip_keys.now = None
             if not self.started:
                 refuse_frozen_gradients(self.model)
                 self.started = True
         # Reading them waits for the device; the finite check and the bar are worth it.
-        loss_sum = sum(loss.item() * count for loss, _, count in parts)
-        correct_sum = sum(correct.item() for _, correct, _ in parts)
+        loss_sum = sum(loss.item() * count for loss, _, count in done)
+        correct_sum = sum(correct.item() for _, correct, _ in done)
         own = torch.tensor([loss_sum, correct_sum, clips, unreadable, float(self.stop())])
         # In the precision of the sums: of many workers and steps, no order of adding shall show.
         *totals, stopping = all_sum(own.double(), self.device).tolist()
@@ -277,32 +281,29 @@ class Trainer:
 
     def _choose_recomputed(self, batch: dict[str, Any]) -> None:
         """For whole batches, whichever comes first."""
-        options = (batch["video"].shape[-1], self.clips_at_once, self.config, self.device)
+        size = batch["video"].shape[-1] if "video" in batch else self.model.img_size
+        options = (size, self.clips_at_once, self.config, self.device)
         self.model.recomputed = choose_recomputed(self.model, *options)
 
     def _forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Mean loss of a part of a batch, and its number of clips that were right."""
-        x = to_input(batch["video"].to(self.device, non_blocking=True), *self.normalisation)
+        x = batch_input(batch, self.normalisation, self.device)
         labels = target = batch["label"].to(self.device, non_blocking=True)
         mixed = None
         if self.mixer is not None:
+            assert isinstance(x, Tensor)
             mixed = self.mixer(x, labels, batch["index"].tolist(), self.progress.epoch)
             x, labels = mixed.video, mixed.heavier
         with autocast(self.config.precision, self.device):
-            logits = self.forward(x)
+            logits = self.forward(x, *more_inputs(batch, self.device))
             if mixed is not None:
-                target = mixed.targets(logits.shape[1])
-            smoothing = self.config.label_smoothing
-            loss = self.task.loss(logits.float(), target, smoothing, self.class_weights)
+                target = mixed.targets(logits.shape[-1])
+            loss = self.task.loss(logits.float(), target, self.loss_options)
         return loss, self.task.correct(logits, labels).sum()
 
     def _parts(self, clips: int) -> Iterator[slice]:
         """`accumulate` parts of this worker's clips; pairs to be mixed stay together."""
-        together = 2 if self.mixer is not None else 1
-        part = -(-clips // self.config.accumulate)
-        part += -part % together
-        for start in range(0, clips, part):
-            yield slice(start, min(start + part, clips))
+        return parts(clips, self.config.accumulate, 1 if self.mixer is None else 2)
 
     def _seed(self) -> None:
         """Whatever draws in a method of one's own depends on the seed, the step and the rank, and on

@@ -9,6 +9,11 @@ from vidpipe.data.dataset import Samples
 from vidpipe.errors import VidpipeError
 
 
+def decisive(score: str) -> str:
+    """The number of an epoch that trainings of a task with this `Task.score` are compared by."""
+    return "val_top1" if score == "top1" else "val_score"
+
+
 @dataclass
 class EpochMetrics:
     """The numbers of one finished epoch, over all workers. Accuracies are fractions, not per cent."""
@@ -22,6 +27,13 @@ class EpochMetrics:
     val_top1: float | None
     grad_norm: float | None = None
     """Mean over the steps, before clipping."""
+    val_score: float | None = None
+    """The task's own (`Task.score`), such as mAP, where that is not top1."""
+
+    @property
+    def decides(self) -> float | None:
+        """By what the best epoch is chosen."""
+        return self.val_top1 if self.val_score is None else self.val_score
 
     def numbers(self) -> dict[str, float]:
         """What the table of results holds."""

@@ -10,11 +10,13 @@ of unused parameters; its overlap with the backward pass gains nothing on a few 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+T = TypeVar("T")
 BUCKET = 2**22
 """Numbers of one message: 16 MiB of fp32."""
 
@@ -101,13 +103,13 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
             yield from _pieces(row)
 
 
-def gathered(names: list[str]) -> list[str]:
-    """All workers' names, in their order; all of them must ask."""
+def gathered(own: list[T]) -> list[T]:
+    """All workers' items, in the order of workers; all of them must ask."""
     if not parallel():
-        return names
-    everyone: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, names)
-    return [name for own in everyone for name in own]
+        return own
+    everyone: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, own)
+    return [item for items in everyone for item in items]
 
 
 def broadcast_from_rank0(name: str | None) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from vidpipe.training.metrics import EpochMetrics, StepInfo
 
 SPIKE = 3.0
-"""Times the loss of a guess (ln of the number of classes), from which on a step's loss is a spike."""
+"""Times the loss of a guess, from which on a step's loss is a spike."""
 RISE, LEAST_RISE = 1.5, 0.3
 """Times the lowest loss of an epoch before, and above it: the loss has risen for good."""
 PATIENCE = 0.2
@@ -22,7 +22,8 @@ class RateWatch:
 
     Args:
         rate: the peak learning rate, named by `key`, such as `methods.aim.lr`.
-        classes, chance: their number, and the accuracy of always guessing the most frequent one.
+        guess, chance: loss of a model that knows nothing, and the accuracy of always guessing the most
+            frequent class (`Task.guess`, `Task.chance`).
         clips: of an epoch.
         epochs, warmup: how many there are, and how many of them warm up.
         history: epochs that were trained before, as after a resumption.
@@ -33,14 +34,14 @@ class RateWatch:
         key: str,
         rate: float,
         *,
-        classes: int,
+        guess: float,
         chance: float,
         clips: int,
         epochs: int,
         warmup: float = 0.0,
         history: Iterable[EpochMetrics] = (),
     ) -> None:
-        self.key, self.rate, self.classes, self.chance = key, rate, classes, chance
+        self.key, self.rate, self.guess, self.chance = key, rate, guess, chance
         self.clips, self.epochs = clips, epochs
         self.due = max(2, math.ceil(warmup) + 1, math.ceil(PATIENCE * epochs))
         self.lowest = math.inf
@@ -49,12 +50,11 @@ class RateWatch:
             self.epoch(metrics)
 
     def step(self, info: StepInfo) -> str | None:
-        guess = math.log(max(2, self.classes))
-        if info.loss <= SPIKE * guess:
+        if info.loss <= SPIKE * self.guess:
             return None
         return self._say(
             "spike",
-            f"the loss is {info.loss:.3g} at step {info.step}, where guessing has {guess:.3g}: "
+            f"the loss is {info.loss:.3g} at step {info.step}, where guessing has {self.guess:.3g}: "
             f"{self._rate()} is too high for this model and batch; try a third of it, or set "
             "train.clip_grad_norm",
         )

@@ -54,9 +54,9 @@ class Progress:
     """Over those batches."""
     history: list[EpochMetrics] = field(default_factory=list)
     timing: list[EpochTiming] = field(default_factory=list)
-    best_top1: float | None = None
+    best_score: float | None = None
     best: str | None = None
-    """Name of the checkpoint with the highest validation accuracy so far; the first of equals."""
+    """Name of the checkpoint with the highest validation score so far; the first of equals."""
     finished: bool = False
 
     @classmethod
@@ -69,14 +69,17 @@ class Progress:
         history = [EpochMetrics(**row) for row in plain["history"]]
         timing = [EpochTiming(**row) for row in plain["timing"]]
         sums = Sums(**plain["sums"])
-        return cls(**{**plain, "history": history, "timing": timing, "sums": sums})
+        if "best_top1" in plain:  # as it was called before
+            plain = {**plain, "best_score": plain["best_top1"]}
+        known = {name: plain[name] for name in cls.__dataclass_fields__ if name in plain}
+        return cls(**{**known, "history": history, "timing": timing, "sums": sums})
 
 
 class Checkpoints:
     """The checkpoints of one training, in one folder; the last is kept, and what else is of use.
 
     `mirror`: an fsspec URL that holds a copy of each, to go on from where the folder is lost.
-    `keep_best`: also keep the one of the highest validation accuracy, to publish it.
+    `keep_best`: also keep the one of the highest validation score, to publish it.
     """
 
     def __init__(self, folder: Path, mirror: str | None = None, keep_best: bool = False) -> None:

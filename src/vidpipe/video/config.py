@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vidpipe.config.section import NotDecisive, Section, Seed
+from vidpipe.config.section import AbsentAtDefault, NotDecisive, Section, Seed
 
 
 class ExtractConfig(Section):
@@ -65,6 +65,11 @@ SidePixels = Annotated[int, Field(ge=16, le=4096)]
 class SynthConfig(Section):
     """Everything that decides the pixels of the rendered data set."""
 
+    scene: Annotated[Literal["one", "two", "turns"], AbsentAtDefault()] = Field(
+        "one",
+        description="one: a moving shape a clip; two: two side by side, each of which moves or not "
+        "(several labels); turns: motions one after the other (segments)",
+    )
     pairs: tuple[Pair, ...] = Field(("horizontal", "vertical", "scale", "rotation"), min_length=1)
     clips_per_class: int = Field(52, ge=2, le=100_000)
     val_fraction: float = Field(0.25, gt=0, lt=1)

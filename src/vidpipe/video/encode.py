@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 import simplejpeg
+from av.container import OutputContainer
 from numpy.typing import NDArray
 
 from vidpipe.video.config import ExtractConfig
@@ -52,21 +53,38 @@ def encode_h264(frames: Iterable[NDArray[np.uint8]], crf: int, gop: int) -> Enco
     reader; one thread, so that the bytes depend on nothing but the frames."""
     buffer = io.BytesIO()
     count, width, height = 0, 0, 0
+    options = {"crf": str(crf), "g": str(gop), "bf": "0", **STORED}
     with av.open(buffer, "w", format="mp4") as container:
-        stream = None
-        for array in frames:
-            if stream is None:
-                height, width = array.shape[:2]
-                stream = container.add_stream("libx264", rate=CLOCK)
-                stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-                stream.thread_count = 1
-                stream.options = {"crf": str(crf), "g": str(gop), "bf": "0", **STORED}
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
-            count += 1
-        if stream is None:
-            raise ValueError("no frames to encode")
-        container.mux(stream.encode(None))
+        for written in mux_h264(container, frames, CLOCK, options, threads=1):
+            count, width, height = written
+    if not count:
+        raise ValueError("no frames to encode")
     return Encoded(buffer.getvalue(), count, width, height)
+
+
+def mux_h264(
+    container: OutputContainer,
+    frames: Iterable[NDArray[np.uint8]],
+    fps: Fraction,
+    options: dict[str, Any],
+    threads: int = 0,
+) -> Iterator[tuple[int, int, int]]:
+    """Write (H, W, 3) uint8 frames into `container` as H.264; how many, width and height after each.
+
+    The last ones are written when it is exhausted. `threads` 0: as many as x264 likes.
+    """
+    stream = None
+    for count, array in enumerate(frames, 1):
+        height, width = array.shape[:2]
+        if stream is None:
+            stream = container.add_stream("libx264", rate=fps)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.thread_count = threads
+            stream.options = options
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        yield count, width, height
+    if stream is not None:
+        container.mux(stream.encode(None))
 
 
 def encode_jpegs(frames: Iterable[NDArray[np.uint8]], quality: int) -> Encoded:

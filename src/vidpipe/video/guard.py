@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -148,16 +149,21 @@ class _Decoder(Generic[Task, Result]):
         self.pipe.close()
 
 
+_SWAP = threading.Lock()
+"""Two threads that start a process at once would give each other's stand-in back as the real one."""
+
+
 @contextmanager
 def _without_main() -> Iterator[None]:
     """A new process runs the parent's main script once more, under another name, to find what it
     defines. Ours needs nothing of it, and a script that classifies at its top level would never end."""
-    own = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = own
+    with _SWAP:
+        own = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = own
 
 
 def _serve(pipe: Connection, work: Callable[[Task], Iterator[Result]]) -> None:

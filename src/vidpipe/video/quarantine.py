@@ -12,6 +12,7 @@ Reason = Literal[
     "undecodable",
     "too_short",
     "too_large",
+    "outside_file",
     "duplicate",
     "timeout",
     "crashed",

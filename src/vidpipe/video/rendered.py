@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +48,12 @@ class Look:
     gradient: Array  # (2, 3) colour change per unit of x and of y
     waves: Array  # (K, 4): frequency in x and in y (rad per unit), phase, amplitude
     noise: float  # standard deviation in grey levels
+
+
+def _exactly(function: Callable[..., Any], *x: Array) -> Array:
+    """`function` in fp64, rounded: numpy's in fp32 end in other bits on other processors, and with
+    them pixels, files and everything that is named after their content."""
+    return np.asarray(function(*(each.astype(np.float64) for each in x)), np.float32)
 
 
 def _box(x: Array, y: Array, half_x: float, half_y: float) -> Array:
@@ -86,8 +94,8 @@ def _distance(shape: str, x: Array, y: Array) -> Array:
         # Fold the plane onto one half of one of the five points, then one straight edge is left.
         radius = np.hypot(x, y)
         fifth = np.float32(2 * np.pi / 5)
-        turn = np.abs(np.mod(np.arctan2(x, -y) + fifth / 2, fifth) - fifth / 2)
-        px, py = radius * np.sin(turn), radius * np.cos(turn)
+        turn = np.abs(np.mod(_exactly(np.arctan2, x, -y) + fifth / 2, fifth) - fifth / 2)
+        px, py = radius * _exactly(np.sin, turn), radius * _exactly(np.cos, turn)
         inner = 0.5  # radius of the notches; the points reach 1.1
         ex, ey = inner * np.sin(np.pi / 5), inner * np.cos(np.pi / 5) - 1.1
         return (-(px * ey) + (py - np.float32(1.1)) * ex) / np.float32(np.hypot(ex, ey))
@@ -129,7 +137,7 @@ def coverage(
     y = ((np.arange(height, dtype=np.float32) + 0.5 - height / 2) / short).astype(np.float32)
     cx, cy, radius, angle = (poses[:, i, None, None].astype(np.float32) for i in range(4))
     dx, dy = (x[None, None, :] - cx) / radius, (y[None, :, None] - cy) / radius
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = _exactly(np.cos, angle), _exactly(np.sin, angle)
     x, y = cos * dx + sin * dy, cos * dy - sin * dx
     per_pixel = radius * np.float32(short / blur)
     cover = np.clip(0.5 - _distance(shape, x, y) * per_pixel, 0, 1)
@@ -144,11 +152,12 @@ def backdrop(look: Look, height: int, width: int) -> Array:
     y = ((np.arange(height, dtype=np.float32) + 0.5 - height / 2) / short).astype(np.float32)
     image = x[None, :, None] * look.gradient[0] + y[:, None, None] * look.gradient[1]
     for fx, fy, phase, amplitude in look.waves:
-        image = image + (amplitude * np.sin(fx * x[None, :] + fy * y[:, None] + phase))[..., None]
+        wave = _exactly(np.sin, fx * x[None, :] + fy * y[:, None] + phase)
+        image = image + (amplitude * wave)[..., None]
     return np.asarray(np.broadcast_to(image, (height, width, 3)) + look.background, np.float32)
 
 
-def _compose(look: Look, cover: Array, cap: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
+def compose(look: Look, cover: Array, cap: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Object over background plus fresh noise per frame; both (T, H, W) -> uint8 (T, H, W, 3)."""
     behind = backdrop(look, *cover.shape[1:])
     frames = behind + cover[..., None] * (look.colour - behind)
@@ -159,7 +168,7 @@ def _compose(look: Look, cover: Array, cap: Array, rng: np.random.Generator) -> 
     return np.clip(frames + np.float32(0.5), 0, 255).astype(np.uint8)
 
 
-def _poses(rng: np.random.Generator, pair: str, frames: int) -> Array:
+def motion_poses(rng: np.random.Generator, pair: str, frames: int) -> Array:
     """Poses (T, 4) of the pair's first class: one of the four numbers moves at constant speed."""
     x, y = rng.uniform(-0.22, 0.22, 2)
     radius = rng.uniform(0.12, 0.2)
@@ -201,8 +210,8 @@ def render_clip(config: SynthConfig, class_name: str, index: int) -> NDArray[np.
     width, height = (2 * int(n) for n in rng.integers(half[0], half[1] + 1, 2))
     frames = max(2, round(float(rng.uniform(*config.duration_s)) * config.fps))
     look = draw_look(rng, config.noise)
-    cover, cap = coverage(look.shape, _poses(rng, pair, frames), height, width)
-    clip = _compose(look, cover, cap, rng)
+    cover, cap = coverage(look.shape, motion_poses(rng, pair, frames), height, width)
+    clip = compose(look, cover, cap, rng)
     return np.ascontiguousarray(clip[::-1] if reverse else clip)
 
 
@@ -230,7 +239,7 @@ def render_still(
         "colour": look.colour,
         "coverage": cover[0],
     }
-    return _compose(look, cover, cap, rng)[0], targets
+    return compose(look, cover, cap, rng)[0], targets
 
 
 def clip_row(config: SynthConfig, class_name: str, index: int) -> ClipRow:
@@ -255,21 +264,16 @@ def write_clip(path: Path, frames: NDArray[np.uint8], fps: int, crf: int) -> Non
     """Write frames (T, H, W, 3), H and W even, as an H.264 yuv420p MP4; same input, same bytes."""
     import av
 
-    from vidpipe.video.encode import REPRODUCIBLE
+    from vidpipe.video.encode import REPRODUCIBLE, mux_h264
 
     # Not tempfile's: a folder of clips is flushed as a whole by whoever makes it whole.
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with av.open(str(part), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libx264", rate=fps)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
+            options = {"crf": str(crf), "preset": "fast", **REPRODUCIBLE}
             # One thread: with more, x264's choices (and so the bytes) depend on the machine.
-            stream.thread_count = 1
-            stream.options = {"crf": str(crf), "preset": "fast", **REPRODUCIBLE}
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode(None))
+            for _ in mux_h264(container, frames, Fraction(fps), options, threads=1):
+                pass
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,14 +27,17 @@ from vidpipe.files import atomic_file
 from vidpipe.video.readers import Frames, read_h264, read_jpegs
 
 VERSION = b"2"
-_VERSION_KEY, _CLASSES_KEY, _TIER_KEY, _GROUP_KEY = (
-    f"vidpipe.manifest.{name}".encode() for name in ("version", "classes", "tier", "group")
+_VERSION_KEY, _CLASSES_KEY, _TIER_KEY, _GROUP_KEY, _TASK_KEY = (
+    f"vidpipe.manifest.{name}".encode() for name in ("version", "classes", "tier", "group", "task")
 )
+_BOXES_KEY = b"vidpipe.manifest.boxes_sha256"
+SINGLE_LABEL = "single_label"
+"""The task of a manifest that names none."""
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),  # unique
         ("path", pa.string()),  # relative to data.root
-        ("label", pa.string()),
+        ("label", pa.string()),  # of several, one text (`data/labels.py`)
         ("split", pa.string()),  # train or val
         ("status", pa.string()),  # ok or quarantined
         ("reason", pa.string()),  # machine-readable, empty when ok
@@ -51,6 +55,15 @@ SCHEMA = pa.schema(
 )
 
 
+SPAN = [
+    pa.field(
+        "first", pa.int64()
+    ),  # frame of the file that the row begins with; `frames` are the row's
+    pa.field("file_frames", pa.int64()),
+    pa.field("start_s", pa.float64()),
+    pa.field("end_s", pa.float64()),
+]
+"""Further columns where rows are spans of files; rows of one file have its shard, offset and nbytes."""
 GROUP = pa.field("group", pa.string())
 """A further column where `data.group` was set: the person, source video, ... of each row."""
 
@@ -68,6 +81,8 @@ class Manifest:
     tier: str
     group: str | None = None
     """`data.group` of the extraction, where it was set: then there is a column GROUP."""
+    task: str = SINGLE_LABEL
+    """`data.task` of the extraction."""
 
 
 def write_manifest(
@@ -76,18 +91,30 @@ def write_manifest(
     classes: Sequence[str],
     tier: str = "compact",
     group: str | None = None,
+    task: str = SINGLE_LABEL,
+    boxes_sha256: str | None = None,
 ) -> None:
+    """`boxes_sha256`: of `boxes.parquet` beside it (`data.boxes`), where the task has boxes."""
     metadata = {_VERSION_KEY: VERSION, _CLASSES_KEY: json.dumps(list(classes)), _TIER_KEY: tier}
     schema = SCHEMA
     if group is not None:
         schema, metadata[_GROUP_KEY] = SCHEMA.append(GROUP), group
+    if rows and "first" in rows[0]:
+        for field in SPAN:
+            schema = schema.append(field)
+    if task != SINGLE_LABEL:
+        metadata[_TASK_KEY] = task
+    if boxes_sha256 is not None:  # so that the manifest's hash stands for them, too
+        metadata[_BOXES_KEY] = boxes_sha256
     table = pa.Table.from_pylist(rows, schema=schema.with_metadata(metadata))
     with atomic_file(root / "manifest.parquet") as path:
         pq.write_table(table, path)
 
 
-def read_manifest(root: Path | str, columns: Sequence[str] | None = None) -> Manifest:
-    """`root`: a folder or an fsspec URL. `columns`: None for all.
+def read_manifest(
+    root: Path | str, columns: Sequence[str] | None = None, optional: Sequence[str] = ()
+) -> Manifest:
+    """`root`: a folder or an fsspec URL. `columns`: None for all; `optional`: those that it may have.
 
     Raises VidpipeError when it is missing, unreadable or of another version.
     """
@@ -103,6 +130,8 @@ def read_manifest(root: Path | str, columns: Sequence[str] | None = None) -> Man
             names = list(columns or parquet.schema_arrow.names)
             if missing := set(names) - set(parquet.schema_arrow.names):
                 raise VidpipeError(f"{path}: no column {min(missing)!r}; extract again")
+            if columns is not None:
+                names += [name for name in optional if name in parquet.schema_arrow.names]
             rows = parquet.read(names).select(names).to_pandas()
     except FileNotFoundError:
         raise VidpipeError(f"{path}: no such file; run `vidpipe extract` first") from None
@@ -110,7 +139,8 @@ def read_manifest(root: Path | str, columns: Sequence[str] | None = None) -> Man
         raise VidpipeError(f"{path}: not a readable Parquet file ({error})") from None
     classes = tuple(json.loads(metadata[_CLASSES_KEY]))
     group = metadata[_GROUP_KEY].decode() if _GROUP_KEY in metadata else None
-    return Manifest(rows, classes, metadata[_TIER_KEY].decode(), group)
+    task = metadata.get(_TASK_KEY, SINGLE_LABEL.encode()).decode()
+    return Manifest(rows, classes, metadata[_TIER_KEY].decode(), group, task)
 
 
 def manifest_sha256(root: Path | str) -> str:
@@ -203,16 +233,35 @@ class FrameStore:
     def __init__(self, root: Path | str, cache_mb: int = 0, reader: str = "pyav") -> None:
         self.root = root
         self.reader = reader
-        manifest = read_manifest(root, self.COLUMNS)
+        manifest = read_manifest(root, self.COLUMNS, [field.name for field in SPAN])
         self.classes = manifest.classes
-        self.tier = manifest.tier
+        self.tier, self.task = manifest.tier, manifest.task
         rows = manifest.rows
         self.rows = rows[rows.status == "ok"].drop(columns="status").reset_index(drop=True)
+        self._cache = _Decoded(cache_mb * 2**20)
+        self._shards = _Shards(root)
+        self._look_up()
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether rows are spans of files."""
+        return "first" in self.rows
+
+    def _look_up(self) -> None:
         # Plain arrays: looking a number up in a data frame costs more than decoding a frame.
         self._shape = self.rows[["frames", "height", "width"]].to_numpy()
         self._place = self.rows[["shard", "offset", "nbytes"]].to_numpy()
-        self._cache = _Decoded(cache_mb * 2**20)
-        self._shards = _Shards(root)
+        frames = self.rows.frames.to_numpy()
+        self._first = self.rows["first"].to_numpy() if self.has_spans else np.zeros_like(frames)
+        self._of_file = self.rows.file_frames.to_numpy() if self.has_spans else frames
+
+    def with_rows(self, rows: pd.DataFrame) -> FrameStore:
+        """Other rows, such as windows, on the same shards."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other.rows, other._cache = rows.reset_index(drop=True), _Decoded(self._cache.most)
+        other._look_up()
+        return other
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -248,6 +297,8 @@ class FrameStore:
         length = self.num_frames(clip)
         if any(not 0 <= i < length for i in indices):
             raise IndexError(f"clip {self.rows.id[clip]} has frames 0 to {length - 1}")
+        first, of_file = int(self._first[clip]), int(self._of_file[clip])
+        indices = [first + i for i in indices]
         shard, offset, nbytes = (int(n) for n in self._place[clip])
 
         def ranges(parts: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -258,7 +309,7 @@ class FrameStore:
 
         try:
             if self.tier == "fast":
-                return read_jpegs(ranges, length, indices)
+                return read_jpegs(ranges, of_file, indices)
             return read_h264(ranges([(0, nbytes)])[0], indices, self.reader)
         except VidpipeError:
             raise

@@ -9,19 +9,20 @@ there; `finish` moves the whole store to its place.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vidpipe.errors import VidpipeError
 from vidpipe.files import atomic_file, read_json, write_json
 from vidpipe.video.extract import Extracted, quarantined
-from vidpipe.video.store import shard_name, write_manifest
+from vidpipe.video.store import SINGLE_LABEL, shard_name, write_manifest
 
 HEADER = struct.Struct("<4sIIQ")  # magic, CRC of the rest, bytes of the row, bytes of the clip
 MAGIC = b"vpp2"
@@ -101,15 +102,32 @@ class StoreWriter:
         self._pack()
 
     def finish(
-        self, classes: Sequence[str], tier: str, group: str | None = None
+        self,
+        classes: Sequence[str],
+        tier: str,
+        group: str | None = None,
+        task: str = SINGLE_LABEL,
+        boxes: tuple[str, bytes] | None = None,
+        spans: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
     ) -> list[dict[str, Any]]:
-        """Commit what is left, write the manifest (by path), put the store in its place; all rows."""
+        """Commit what is left, write the manifest (by path), put the store in its place; all rows.
+
+        `boxes`: name and content of a file of the store that the manifest vouches for. `spans`: the rows
+        of the spans of a file, from the row of the file.
+        """
         if missing := self.pending():
             raise ValueError(f"{len(missing)} videos have not been added")
         self._commit()
         rows = [{k: v for k, v in row.items() if not k.startswith("_")} for row in self.rows]
         rows.sort(key=lambda row: row["path"])
-        write_manifest(self._store, rows, classes, tier, group)
+        if spans is not None:
+            rows = [own for row in rows for own in spans(row)]
+        digest = None
+        if boxes is not None:
+            name, content = boxes
+            (self._store / name).write_bytes(content)
+            digest = hashlib.sha256(content).hexdigest()
+        write_manifest(self._store, rows, classes, tier, group, task, digest)
         shutil.rmtree(self._old, ignore_errors=True)
         if self.out.exists():
             self.out.replace(self._old)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,19 +16,33 @@ MOST_CLASSES = 30
 """Rows of a picture of classes: more than this cannot be read on a page."""
 
 
+class Score(NamedTuple):
+    """The number that methods are compared by."""
+
+    column: str
+    """Of a table of methods; with NAME_low and NAME_high, and ORDER_NAME for orders of time."""
+    name: str
+    """As a person reads it."""
+    of_class: str
+    """Of a table of classes."""
+
+
+TOP1, MAP = Score("top1", "top-1", "top1"), Score("map", "mAP", "ap")
+
+
 def _style(index: int) -> dict[str, Any]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def plot_accuracy_against_parameters(table: pd.DataFrame, path: Path) -> None:
-    """Top-1 against tunable parameters (without the head), one point a method, with its interval."""
+def plot_accuracy_against_parameters(table: pd.DataFrame, path: Path, score: Score = TOP1) -> None:
+    """The score against tunable parameters (without the head), one point a method, with its interval."""
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     for i, row in enumerate(table.to_dict("records")):
         axes.errorbar(
             row["tunable_m"],
-            100 * row["top1"],
-            yerr=_interval(row),
+            100 * row[score.column],
+            yerr=_interval(row, score.column),
             markersize=10,
             linestyle="none",
             capsize=4,
@@ -47,23 +61,24 @@ def plot_accuracy_against_parameters(table: pd.DataFrame, path: Path) -> None:
     axes.grid(True, color="0.88", zorder=0)
     axes.set(
         xlabel="tunable parameters without the head, millions (0: head only)",
-        ylabel="top-1, % (95 % interval)",
+        ylabel=f"{score.name}, % (95 % interval)",
         title="Accuracy against tunable parameters",
     )
     axes.legend(loc="lower right", framealpha=1)
     save(figure, path)
 
 
-def _interval(row: Mapping[Any, Any]) -> list[list[float]] | None:
-    low, high = row.get("top1_low"), row.get("top1_high")
+def _interval(row: Mapping[Any, Any], column: str = "top1") -> list[list[float]] | None:
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     if low is None or high is None or low != low:
         return None
     # A bound may pass the estimate by rounding; matplotlib refuses lengths below zero.
-    return [[max(0.0, 100 * (row["top1"] - low))], [max(0.0, 100 * (high - row["top1"]))]]
+    value = row[column]
+    return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
 
 
-def plot_accuracy_against_gflops(table: pd.DataFrame, path: Path) -> None:
-    """Top-1 against GFLOPs of a view; a bubble's area is its tunable parameters (AIM, Fig. 1)."""
+def plot_accuracy_against_gflops(table: pd.DataFrame, path: Path, score: Score = TOP1) -> None:
+    """The score against GFLOPs of a view; a bubble's area is its tunable parameters (AIM, Fig. 1)."""
     figure = Figure(figsize=(7, 4.5))
     axes = figure.subplots()
     most = max(float(table.tunable_m.max()), 1e-9)
@@ -74,7 +89,7 @@ def plot_accuracy_against_gflops(table: pd.DataFrame, path: Path) -> None:
             "edgecolors": "black",
         }
         size = 60 + 1400 * row["tunable_m"] / most
-        axes.scatter(row["gflops"], 100 * row["top1"], s=size, zorder=3, **style)
+        axes.scatter(row["gflops"], 100 * row[score.column], s=size, zorder=3, **style)
         # The legend's own points are of one size: it tells colours, not areas.
         label = f"{row['method']} ({row['tunable_m']:.3g} M)"
         axes.scatter([], [], s=90, label=label, **style)
@@ -83,7 +98,7 @@ def plot_accuracy_against_gflops(table: pd.DataFrame, path: Path) -> None:
     axes.grid(True, color="0.88", zorder=0)
     axes.set(
         xlabel="GFLOPs of one view (multiply-accumulates, as the papers count)",
-        ylabel="top-1, %",
+        ylabel=f"{score.name}, %",
         title="Accuracy against cost; area: tunable parameters",
     )
     axes.legend(loc="lower right", framealpha=1)
@@ -98,12 +113,15 @@ ORDER_NAMES = {
 }
 
 
-def plot_use_of_time(table: pd.DataFrame, path: Path) -> None:
-    """Top-1 of the middle view with its frames in each order: columns method and NAME_top1."""
+def plot_use_of_time(table: pd.DataFrame, path: Path, score: Score = TOP1) -> None:
+    """The score of the middle view with its frames in each order: columns method and NAME_top1 (or what
+    else the score is called)."""
     figure = Figure(figsize=(7, 1.6 + 0.55 * len(table)), layout="constrained")
     axes = figure.subplots()
     rows = np.arange(len(table))
-    values = {name: 100 * table[f"{name}_top1"].to_numpy(dtype=float) for name in ORDER_NAMES}
+    values = {
+        name: 100 * table[f"{name}_{score.column}"].to_numpy(dtype=float) for name in ORDER_NAMES
+    }
     every = np.stack(list(values.values()))
     axes.hlines(rows, every.min(0), every.max(0), color="0.75", zorder=1)
     for i, (name, found) in enumerate(values.items()):
@@ -114,7 +132,9 @@ def plot_use_of_time(table: pd.DataFrame, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlim(-3, 103)
     axes.grid(True, axis="x", color="0.88", zorder=0)
-    axes.set(xlabel="top-1 of the middle view, %", title="What is left without the order of time")
+    axes.set(
+        xlabel=f"{score.name} of the middle view, %", title="What is left without the order of time"
+    )
     figure.legend(loc="outside lower center", ncols=4)
     save(figure, path)
 
@@ -154,8 +174,8 @@ def plot_curves(histories: Mapping[str, pd.DataFrame], path: Path) -> None:
     save(figure, path)
 
 
-def plot_per_class(table: pd.DataFrame, path: Path) -> None:
-    """Top-1 of every class (index) under every method (columns); of many classes, those on which
+def plot_per_class(table: pd.DataFrame, path: Path, score: str = "top-1") -> None:
+    """The score of every class (index) under every method (columns); of many classes, those on which
     the methods differ most."""
     spread = table.max(axis=1) - table.min(axis=1)
     shown = table.loc[spread.sort_values(ascending=False, kind="stable").index[:MOST_CLASSES]]
@@ -170,12 +190,15 @@ def plot_per_class(table: pd.DataFrame, path: Path) -> None:
             colour = "black" if value > 50 else "white"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour)
     few = len(table) <= MOST_CLASSES
-    axes.set(title="Top-1 by class, %" if few else f"Top-1, %: the {MOST_CLASSES} that differ most")
-    figure.colorbar(image, ax=axes, label="top-1, %")
+    shown_as = "by class, %" if few else f"in %: the {MOST_CLASSES} that differ most"
+    axes.set(title=f"{score[0].upper()}{score[1:]} {shown_as}")
+    figure.colorbar(image, ax=axes, label=f"{score}, %")
     save(figure, path)
 
 
-def plot_class_differences(table: pd.DataFrame, a: str, b: str, path: Path) -> None:
+def plot_class_differences(
+    table: pd.DataFrame, a: str, b: str, path: Path, score: str = "top-1"
+) -> None:
     """`compare.per_class_difference`, the largest gains and losses of b over a (AIM, Fig. 5)."""
     half = MOST_CLASSES // 2
     few = len(table) <= MOST_CLASSES
@@ -191,5 +214,5 @@ def plot_class_differences(table: pd.DataFrame, a: str, b: str, path: Path) -> N
     axes.axvline(0, color="black", linewidth=0.8, zorder=4)
     axes.margins(x=0.15)
     axes.grid(True, axis="x", color="0.88", zorder=0)
-    axes.set(xlabel=f"top-1 of {b} minus that of {a}, points", title=f"{b} against {a}, by class")
+    axes.set(xlabel=f"{score} of {b} minus that of {a}, points", title=f"{b} against {a}, by class")
     save(figure, path)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vidpipe.explain.clip import Explanation, Kind, View, explain_clip
 from vidpipe.files import atomic_file
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.viz.plots import save
 
 SIDE = 224

@@ -19,7 +19,7 @@ from pipeline.cli.options import Configuration, Method, Run, with_options
 from vidpipe.errors import ArgumentError, VidpipeError
 
 SHARED = {field.name for field in fields(Configuration)}
-WITH_A_FILE_OF_THEIR_OWN = {"predict", "demo"}
+WITH_A_FILE_OF_THEIR_OWN = {"predict", "embed", "demo"}
 """Their --params says where frames of other models are from."""
 
 

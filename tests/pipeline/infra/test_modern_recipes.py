@@ -21,7 +21,7 @@ from vidpipe.data.dataset import Clips, TrainSet, ViewSet
 from vidpipe.methods.registry import build_method
 from vidpipe.params import Params, load_params
 from vidpipe.profile import macs_by_kind
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.video.store import FrameStore
 
 PARAMS = PROJECT / "params.yaml"

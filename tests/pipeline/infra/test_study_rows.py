@@ -117,7 +117,8 @@ def test_every_study_that_comes_along_is_possible(name: str) -> None:
     params = parse_params(raw)
     rows = study_rows(params, raw)
     check_spaces(params, rows)
-    for row in rows if params.study.trials > 1 else ():  # else nothing is tuned
+    one_rate = name == "studies/demo_offsets"  # which compares designs
+    for row in rows if params.study.trials > 1 and not one_rate else ():  # else nothing is tuned
         assert any(key.endswith(".lr") for key in row_space(row, params, raw))
     assert params.study.reference in [row.name for row in rows]
     assert params.study.name == name.rpartition("/")[2]

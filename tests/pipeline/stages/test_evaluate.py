@@ -9,18 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from project import command
 from small_store import small_project
-
-from pipeline.cli.app import main
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr("sys.argv", ["vidpipe", *words])
-    try:
-        main()
-    except SystemExit as stopped:
-        return int(stopped.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +129,7 @@ def test_stages_of_one_process_log_where_their_own_folder_says(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 def test_ray_workers_predict_as_one_process_does(
     evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

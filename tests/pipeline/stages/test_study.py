@@ -13,9 +13,11 @@ import pytest
 import yaml
 from small_store import small_project
 
+from pipeline.infra.mlflow.server import tracking_uri
 from pipeline.infra.study import cell as cells
 from pipeline.infra.study import page
 from pipeline.infra.study.cell import CellRunner
+from pipeline.infra.study.kept import take_over
 from pipeline.infra.study.plan import Cell, make_plan
 from pipeline.infra.workspace import Workspace
 from pipeline.stages import study as stage
@@ -23,7 +25,7 @@ from pipeline.stages import train
 from pipeline.tools import study_plan
 from vidpipe.config.overlay import deep_merge, read_yaml
 from vidpipe.errors import VidpipeError
-from vidpipe.params import parse_params
+from vidpipe.params import TrackingConfig, parse_params
 from vidpipe.training import state
 from vidpipe.training.loop import Trainer
 from vidpipe.video.store import FrameStore
@@ -216,10 +218,48 @@ def test_the_second_run_trains_nothing_and_leaves_the_same_bytes(
     assert files() == first[2]
 
 
+def test_another_clone_goes_on_from_the_file_of_cells(
+    first: Any,
+    tmp_path: Path,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "data").symlink_to(project / "data")
+    (tmp_path / "params.yaml").write_bytes((project / "params.yaml").read_bytes())
+    file = Path("results/studies/small.cells.parquet")
+    left = {folder.name for folder in Path("study/cells").iterdir()}
+    (tmp_path / "results/studies").mkdir(parents=True)
+    (tmp_path / file).write_bytes(file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    record = Record(monkeypatch)
+    study_plan.run(*settings(), HERE)
+    assert "12 of the trials' first rungs are done" in capsys.readouterr().out
+    run()
+    assert record.trained == set()
+    assert files() == first[2]
+    assert {folder.name for folder in Path("study/cells").iterdir()} == left
+    assert file.read_bytes() == (project / file).read_bytes()
+
+
+@pytest.mark.parametrize("key", ["../../out", "/tmp/out", ""])
+def test_a_file_that_holds_no_cells_is_one_line(first: Any, tmp_path: Path, key: str) -> None:
+    file = tmp_path / "small.cells.parquet"
+    pd.DataFrame({"key": [key], "result": ['{"state": "finished", "history": []}']}).to_parquet(
+        file
+    )
+    with pytest.raises(VidpipeError, match=r"small\.cells\.parquet: expected the cells"):
+        take_over(file, Workspace(tmp_path / "here"))
+    file.write_bytes(b"PAR1 but no table")
+    with pytest.raises(VidpipeError, match="delete it"):
+        take_over(file, Workspace(tmp_path / "here"))
+    assert not (tmp_path / "here").exists()
+
+
 def test_runs_of_cells_are_nested_below_the_studys(first: Any) -> None:
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    client = MlflowClient(tracking_uri(TrackingConfig()))
     found = client.search_runs([client.get_experiment_by_name("vidpipe").experiment_id])
     (parent,) = [run for run in found if run.data.tags["vidpipe.stage"] == "study"]
     assert parent.info.status == "FINISHED"
@@ -228,6 +268,7 @@ def test_runs_of_cells_are_nested_below_the_studys(first: Any) -> None:
     assert {run.data.tags["vidpipe.config_hash"] for run in nested} == first[1].trained
 
 
+@pytest.mark.long
 def test_another_budget_keeps_old_cells_apart_and_trains_only_new_ones(
     first: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +312,7 @@ def test_a_study_that_was_killed_and_met_a_full_disk_ends_with_the_same_bytes(
             broken_after(patch, steps, Killed())
             with pytest.raises(Killed):
                 run()
-        assert not Path("results").exists()
+        assert not Path("results/studies/small").exists()
     with monkeypatch.context() as patch:  # and a disk that fills up ends it in one line
         saved, calls = state._save, 0
 

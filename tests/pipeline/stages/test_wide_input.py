@@ -33,7 +33,7 @@ def project(folder: Path, **transform: object) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(raw))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wide_frame_through_every_stage(in_folder: Path) -> None:
     project(in_folder, size=[36, 60], interpolation="bicubic", crop_pct=0.9)
     shown = json.loads(run("profile", "--method", "zeroi2v", "--json"))

@@ -196,6 +196,7 @@ def test_damaged_files_in_a_folder_are_reported_and_skipped(
     assert classes == {"one": ["left", "right", "up"], "two": ["a", "b"]}
     for a, b in zip(sorted(rows, key=key), sorted(stored.to_pylist(), key=key), strict=True):
         every = b.pop("all_probabilities")
+        assert (b.pop("box"), b.pop("box_score")) == (None, None), "of whole videos"
         np.testing.assert_allclose(a.pop("probabilities"), b.pop("probabilities"), atol=1e-6)
         assert a == b
         assert len(every) == len(classes.get(a["model"], []))
@@ -293,6 +294,7 @@ def test_a_corrupt_package_is_refused_before_any_video_is_read(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 def test_ray_data_gives_the_same_rows(
     folder: Path, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,8 +19,8 @@ from vidpipe.export.packaging import inference_model, save_package
 from vidpipe.export.parity import prove_parity
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.trained.adapter import load_adapter, save_adapter
-from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.package import load_package
+from vidpipe.trained.trained_model import TrainedModel
 
 NAME = "swin_s3_tiny_224"  # its blocks and heads are Swin-T's, its windows differ by stage
 

@@ -27,6 +27,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import MethodConfig
 from vidpipe.methods.registry import build_method
 from vidpipe.params import Params, parse_params
+from vidpipe.profile import parameters
 from vidpipe.training.metrics import BadReads
 from vidpipe.video.extract import extract_one
 
@@ -78,6 +79,10 @@ def extract(params: Params, video: Path) -> None:
 
 
 def forward(params: Params, method: str) -> None:
+    with torch.device("meta"):
+        empty = build_method(method, tiny_vit(), 3, T, params.method(method))
+    if parameters(empty) > 5e6:
+        return  # is large, and takes seconds
     model = build_method(method, tiny_vit(), 3, T, params.method(method)).train()
     model.clip_keys.now = torch.arange(1)
     logits = model(torch.zeros(1, 3, T, 32, 32))
@@ -96,7 +101,7 @@ def uses(leaf: Leaf, video: Path) -> Callable[[Params], object] | None:
         "transform": augment,
         "train": train,
         "extract": lambda params: extract(params, video),
-        "subset": lambda params: subset_rows(["a", "b", "c"], [0, 0, 1], params.subset),
+        "subset": lambda params: subset_rows(["a", "b", "c"], [(0,), (0,), (1,)], params.subset),
     }.get(leaf.path[0])
 
 

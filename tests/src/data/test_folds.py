@@ -205,3 +205,21 @@ def test_clips_are_told_apart_by_id() -> None:
 
 def test_the_example() -> None:
     assert doctest.testmod(folds).failed == 0
+
+
+def test_clips_with_several_classes_or_none_keep_every_class_on_both_sides() -> None:
+    """Also classes that only ever occur together with others, and groups whose clips have none."""
+    labels = ["a", "a|b", "", "b|c", "c", "", "a|c", ""]
+    groups = [f"g{i // 2}" for i in range(16)]
+    clips = GroupedClips.of(map(str, range(100, 116)), groups, labels * 2, several=True)
+    for found in (grouped_folds(clips, 3, seed=0), [inner_split(clips, 0.3)]):
+        for fold in found:
+            for ids in (fold.train, fold.test):
+                own = clips.only(ids)
+                assert set(own.pairs()[1]) == {"a", "b", "c"}
+                assert not set(own.groups) & (set(clips.groups) - set(own.groups))
+    assert sorted(i for fold in grouped_folds(clips, 3) for i in fold.test) == sorted(clips.ids)
+    alone = GroupedClips.of("abcd", "xxyz", ["a|b", "a", "a", ""], several=True)
+    with pytest.raises(VidpipeError, match="'x' holds all 1 clips of class 'b'"):
+        grouped_folds(alone, 2)
+    assert training_part(clips, 0.25)

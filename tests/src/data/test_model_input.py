@@ -19,7 +19,7 @@ from vidpipe.backbones.input_card import InputCard, completed, input_card
 from vidpipe.backbones.still import ARCHITECTURE, WEIGHTS
 from vidpipe.config.identity import config_hash, deciding
 from vidpipe.data.config import TransformConfig
-from vidpipe.data.model_input import InputForm, crop_views, middle_view
+from vidpipe.data.model_input import InputForm, crop_views, middle_view, to_input
 from vidpipe.data.transforms import ClipTransform, largest_box
 from vidpipe.errors import VidpipeError
 from vidpipe.image_size import Size, sides
@@ -215,3 +215,14 @@ def test_a_wide_crop_distorts_as_little_as_a_square_one() -> None:
     found = np.array([box["width"] / box["height"] for box in boxes]) / 2
     assert 0.78 < found.min() < 0.85
     assert 1.18 < found.max() < 1.28
+
+
+def test_a_clip_has_one_layout_in_memory_whoever_stacked_it() -> None:
+    """The last bits of a convolution depend on it on processors without AVX-512."""
+    stacked = torch.randint(256, (2, 4, 3, 6, 8), dtype=torch.uint8)  # as by a loader's worker
+    decoded = stacked.movedim(-3, -1).contiguous().movedim(-1, -3)
+    found, same = (to_input(video, [0.4] * 3, [0.2] * 3) for video in (stacked, decoded))
+    assert torch.equal(found, same)
+    assert found.shape == (2, 3, 4, 6, 8)
+    assert found.stride() == same.stride()
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)

@@ -205,7 +205,9 @@ def test_a_subset_is_of_training_clips_only(
 ) -> None:
     asked = []
 
-    def subset_rows(ids: list[str], labels: list[str], config: SubsetConfig) -> np.ndarray:
+    def subset_rows(
+        ids: list[str], labels: list[tuple[str, ...]], config: SubsetConfig
+    ) -> np.ndarray:
         asked.append((ids, labels, config))
         return np.array([1, 4])
 
@@ -215,7 +217,7 @@ def test_a_subset_is_of_training_clips_only(
     clips = Clips(store, "train", ["a", "b"], config)
     assert clips.ids == ["c1", "c4"]
     assert clips.labels.tolist() == [1, 0]
-    assert asked == [([f"c{i}" for i in range(7)], list("abababa"), config)]
+    assert asked == [([f"c{i}" for i in range(7)], [(label,) for label in "abababa"], config)]
     assert len(Clips(store, "val", ["a", "b"], config)) == 3
     assert len(Clips(store, "train", ["a", "b"], SubsetConfig())) == 7
     assert len(asked) == 1

@@ -27,13 +27,8 @@ from vidpipe.evaluation.compare import (
 from vidpipe.evaluation.evaluate import ORDERS, Evaluator, batches, predict, shuffled
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.tasks.base import Predictions
+from vidpipe.tasks.registry import SINGLE_LABEL
 from vidpipe.tasks.scores import interval
-from vidpipe.tasks.single_label import (
-    calibration_table,
-    metrics,
-    per_class_table,
-    predictions_table,
-)
 
 HALF = ((0.5,) * 3, (0.5,) * 3)
 
@@ -62,7 +57,7 @@ def test_views_are_averaged_as_softmax_or_as_logits(tmp_path: Path) -> None:
     with torch.no_grad():
         for i in range(len(one.views)):
             video = one.views[i]["video"]
-            logits.append(torch.stack([one._logits(view[None])[0] for view in video]))
+            logits.append(torch.stack([one._logits([view[None]])[0] for view in video]))
     each = torch.stack(logits)
     torch.testing.assert_close(found.probabilities, each.softmax(-1).mean(1))
     assert torch.equal(found.view_correct, each.argmax(-1) == found.labels[:, None])
@@ -88,7 +83,7 @@ def test_each_order_is_what_its_name_says(tmp_path: Path, method: str) -> None:
         }
         with torch.no_grad():
             for name, reordered in orders.items():
-                expected = one._logits(reordered[None])[0].softmax(-1)
+                expected = one._logits([reordered[None]])[0].softmax(-1)
                 torch.testing.assert_close(found.orders[name][i], expected)
     blind = one.model.order_blind
     assert torch.allclose(found.orders["reversed"], found.orders["in_order"], atol=1e-5) == blind
@@ -110,7 +105,7 @@ def test_batches_hold_every_clip_once_whatever_their_order(tmp_path: Path) -> No
 def test_without_use_of_time_nothing_more_is_computed(tmp_path: Path) -> None:
     found = predict(evaluator(tmp_path, use_of_time=False, batch_size=4))
     assert found.orders == {}
-    names = metrics(found, ["a", "b"])
+    names = SINGLE_LABEL.metrics(found, ["a", "b"])
     assert not any("shuffled" in name for name in names)
 
 
@@ -139,7 +134,7 @@ LABELS = [0, 1, 1, 2, 2]
 
 
 def test_golden_numbers() -> None:
-    found = metrics(predictions(P, LABELS), ["a", "b", "c"], [("a", "b")])
+    found = SINGLE_LABEL.metrics(predictions(P, LABELS), ["a", "b", "c"], [("a", "b")])
     assert found["top1"] == pytest.approx(3 / 5)
     assert found["top5"] == 1
     assert found["mean_class_accuracy"] == pytest.approx((1 + 1 / 2 + 1 / 2) / 3)
@@ -151,15 +146,17 @@ def test_golden_numbers() -> None:
 
 
 def test_a_class_without_a_clip_has_no_part_in_the_mean() -> None:
-    found = metrics(predictions(P[:2], LABELS[:2]), ["a", "b", "c"])
+    found = SINGLE_LABEL.metrics(predictions(P[:2], LABELS[:2]), ["a", "b", "c"])
     assert found["mean_class_accuracy"] == 1
-    table = per_class_table(predictions(P[:2], LABELS[:2]), ["a", "b", "c"])
+    table = SINGLE_LABEL.per_class_table(predictions(P[:2], LABELS[:2]), ["a", "b", "c"])
     assert table.top1.isna().tolist() == [False, False, True]
 
 
 def test_what_time_is_worth() -> None:
     flipped = [row[::-1] for row in P]
-    found = metrics(predictions(P, LABELS, in_order=P, shuffled=flipped), ["a", "b", "c"])
+    found = SINGLE_LABEL.metrics(
+        predictions(P, LABELS, in_order=P, shuffled=flipped), ["a", "b", "c"]
+    )
     assert found["in_order_top1"] == pytest.approx(0.6)
     assert found["shuffled_top1"] == pytest.approx(0.4)  # v1 and v4
     assert found["shuffled_drop"] == pytest.approx(0.2)
@@ -189,7 +186,7 @@ def test_the_interval_covers_the_truth_nineteen_times_in_twenty() -> None:
 
 
 def test_calibration_bins_hold_every_clip() -> None:
-    table = calibration_table(predictions(P, LABELS))
+    table = SINGLE_LABEL.calibration_table(predictions(P, LABELS))
     assert table.clips.sum() == 5
     assert table.accuracy.between(0, 1).all()
 
@@ -197,7 +194,9 @@ def test_calibration_bins_hold_every_clip() -> None:
 def test_the_table_of_predictions_survives_a_file(tmp_path: Path) -> None:
     p = torch.rand(4, 7).softmax(-1).tolist()
     names = [f"class {i}" for i in range(7)]
-    predictions_table(predictions(p, [0, 1, 2, 6], in_order=p), names).to_parquet(tmp_path / "p")
+    SINGLE_LABEL.predictions_table(predictions(p, [0, 1, 2, 6], in_order=p), names).to_parquet(
+        tmp_path / "p"
+    )
     table = pd.read_parquet(tmp_path / "p")
     assert list(table.columns) == [
         *("id", "label", "predicted", "top5", "probabilities", "in_order_predicted")

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,9 @@ from vidpipe.export.packaging import describe, inference_model, save_package
 from vidpipe.export.parity import Parity, prove_parity, prove_program
 from vidpipe.export.programs import PixelModel, open_program, require, write_program
 from vidpipe.methods.registry import METHODS, build_method
-from vidpipe.trained.card import TrainedModel
+from vidpipe.tasks.registry import SINGLE_LABEL
 from vidpipe.trained.package import open_model
+from vidpipe.trained.trained_model import TrainedModel
 
 T, SIZE = 4, 48
 NAME = "vit_still_patch12_48"
@@ -97,13 +99,23 @@ def exported(trained: TrainedModel) -> TrainedModel:
 def test_a_pixel_model_takes_the_pixels_of_a_clip() -> None:
     trained = tiny_model("aim")
     x = to_input(clips(trained), trained.backbone.mean, trained.backbone.std)
-    assert torch.equal(PixelModel(trained)(clips(trained)), trained.model(x))
+    # Not to the bit: a program has the layout in memory that it is given.
+    torch.testing.assert_close(
+        PixelModel(trained)(clips(trained)), trained.model(x), rtol=1e-5, atol=1e-6
+    )
 
 
 # -- programs -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(METHODS))
+OFTEN = ("aim", "st_adapter", "zeroi2v", "evl", "side4video")
+"""Exported on each run of the tests, as the rest, whose graphs have no other parts, is on long ones."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in OFTEN else pytest.mark.long) for n in METHODS],
+)
 def test_torch_program_gives_the_trained_logits_for_any_batch(tmp_path: Path, name: str) -> None:
     trained = tiny_model(name)
     served = exported(trained)
@@ -182,11 +194,12 @@ def test_a_program_that_differs_is_refused(tmp_path: Path) -> None:
     swapped = expected.flip(1)
     parity = prove_program(expected, replay(swapped), clips(trained), None, dtype="bf16")
     assert parity.top1_agreement < 1
+    views: Any = range(10)
     with pytest.raises(
         VidpipeError, match=r"has top-1 0.8000, the trained model 0.9000; export.max"
     ):
-        _with_accuracy(parity, 0.8, 0.9, range(10), ExportConfig(max_top1_loss=0.05))  # type: ignore[arg-type]
-    judged = _with_accuracy(parity, 0.8, 0.9, range(10), ExportConfig(max_top1_loss=0.2))  # type: ignore[arg-type]
+        _with_accuracy(parity, 0.8, 0.9, SINGLE_LABEL, views, ExportConfig(max_top1_loss=0.05))
+    judged = _with_accuracy(parity, 0.8, 0.9, SINGLE_LABEL, views, ExportConfig(max_top1_loss=0.2))
     assert (judged.top1, judged.top1_fp32, judged.accuracy_clips) == (0.8, 0.9, 10)
 
 

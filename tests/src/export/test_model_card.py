@@ -18,8 +18,8 @@ from vidpipe.export.programs import write_program
 from vidpipe.files import write_text
 from vidpipe.methods.create import create_model
 from vidpipe.trained import save
-from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.package import load_package, open_model
+from vidpipe.trained.trained_model import TrainedModel
 
 T = 4
 HOSTILE = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vidpipe.inference import fetch
-from vidpipe.inference.fetch import local_copy
+from vidpipe.inference.fetch import PrivateAddressError, local_copy
 from vidpipe.video.config import ExtractConfig
 from vidpipe.video.quarantine import QuarantineError
 
@@ -118,6 +119,24 @@ def test_a_server_that_the_user_names_may_be_of_this_machine(
     assert fetched(f"http://127.0.0.1:{here.port}{to(url)}", tmp_path) == b"a video"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0", "0x7f000001"])
+def test_a_strangers_url_never_leads_to_this_machine(
+    servers: tuple[Served, Served], tmp_path: Path, host: str
+) -> None:
+    _, here = servers
+    with (
+        pytest.raises(QuarantineError) as caught,
+        local_copy(f"http://{host}:{here.port}/video", tmp_path, CONFIG, only_public=True),
+    ):
+        pass
+    assert caught.value.reason == "missing_file"
+    if not host.startswith("0x"):  # which not every resolver knows
+        assert isinstance(caught.value, PrivateAddressError)
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (type(again), again.detail) == (PrivateAddressError, caught.value.detail)
+    assert not here.asked
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [
@@ -136,6 +155,8 @@ def test_a_server_that_the_user_names_may_be_of_this_machine(
         ("fd00::1", False),
         ("::ffff:127.0.0.1", False),
         ("2002:7f00:1::", False),  # 6to4 of 127.0.0.1
+        ("64:ff9b::7f00:1", False),  # what a gateway takes for 127.0.0.1
+        ("64:ff9b::5db8:d822", True),
     ],
 )
 def test_addresses_of_the_internet(address: str, public: bool) -> None:

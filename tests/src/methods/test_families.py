@@ -13,13 +13,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from families import DEPTH, FAMILIES, WIDTH, size_of, tiny_of
-from matrix import MATRIX
+from matrix import MATRIX, sees_order_at_start
 from torch import Tensor
 
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.noise import ClipNoise
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
-from vidpipe.methods.stdha import STDHA
 from vidpipe.profile import cost, parameters
 
 T, CLASSES = 4, 5
@@ -93,8 +92,7 @@ def starts_as_the_image_model(case: Case) -> None:
 def starts_blind_to_the_order_unless_heads_are_shifted(case: Case) -> None:
     model, x = build(case, nonzero=False), clip(case)
     difference = float((logits(model, x) - logits(model, x.flip(2))).abs().max())
-    shifted = isinstance(model, STDHA) or case[2].get("architecture") == "shift"
-    assert difference > 1e-6 if shifted else difference < 1e-10
+    assert difference > 1e-6 if sees_order_at_start(model, case[2]) else difference < 1e-10
 
 
 def sees_the_order_or_is_declared_blind(case: Case) -> None:

@@ -6,14 +6,13 @@ import copy
 
 import pytest
 import torch
-from matrix import every
+from matrix import every, sees_order_at_start
 from tiny import randomise, tiny_vit
 
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.config import CONFIGS
 from vidpipe.methods.noise import ClipNoise
 from vidpipe.methods.registry import METHODS, SWIN_METHODS, VideoModel, build_method
-from vidpipe.methods.stdha import STDHA
 from vidpipe.profile import cost, parameters
 
 T, SIZE, CLASSES = 4, 32, 7
@@ -79,7 +78,7 @@ def test_what_the_last_block_leaves_out_is_read_by_nothing(name: str, options: d
     torch.testing.assert_close(own_gradients, gradients, atol=1e-9, rtol=1e-9)
     # An adapter behind the attention works on the patches, even where nothing reads them any more.
     behind = any(p in str(options) for p in ("after_attn", "before_mlp", "after_mlp"))
-    if name in {"attentional_pooling", "evl"} or behind:
+    if not model.reads_pooled_only or behind:
         assert tokens[-1] == tokens[0]
     else:
         assert tokens[-1] == 1 + registers < tokens[0]
@@ -90,7 +89,7 @@ def test_starts_blind_to_the_order_unless_heads_are_shifted(name: str, options: 
     """AIM and ST-Adapter start as the image model; ZeroI2V shifts heads from step 0."""
     model = build(name, options, nonzero=False)
     difference = (model(clip()) - model(clip().flip(2))).abs().max().item()
-    if isinstance(model, STDHA) or options.get("architecture") == "shift":
+    if sees_order_at_start(model, options):
         assert difference > 1e-4
     else:
         assert difference < 1e-5
@@ -183,7 +182,7 @@ def test_cost_counts_parameters(name: str, options: dict) -> None:
     counted = cost(model, SIZE)
     trained = sum(t.numel() for n, t in model.adapter_state().items() if n in model.trained_names)
     assert counted.tunable == trained
-    head = (48 + 1) * CLASSES if trained else 0
+    head = (model.feature_width + 1) * CLASSES if trained else 0
     assert counted.tunable - counted.tunable_without_head == head
     assert counted.gmacs > 0
     if model.not_mergeable is None:
@@ -210,6 +209,7 @@ def test_any_number_of_frames_unless_a_temporal_embedding_fixes_it(
     ("name", "options", "message"),
     [
         ("st_adapter", {"blocks": [0, 3]}, r"blocks: \[3\] not in this backbone"),
+        ("lora", {"blocks": [-1]}, r"methods.lora.blocks: \[-1\] not in this backbone"),
         ("zeroi2v", {"head_offsets": [1] * 5}, "5 offsets for 4 heads"),
         ("evl", {"num_layers": 4}, "4 decoder layers, but this backbone has 3 blocks"),
         ("zeroi2v", {"channel_offsets": [[1, 1]]}, "must add up to the width 48"),

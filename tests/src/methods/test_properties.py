@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_vit
 
-from vidpipe.backbones.ops import shift_frames, shift_projection
+from vidpipe.backbones import ops
+from vidpipe.backbones.ops import shift_frames, shift_keys_and_values, shift_projection
 from vidpipe.methods.registry import METHODS, VideoModel, build_method
 from vidpipe.methods.stdha import STDHAConfig, channel_groups
 
@@ -145,3 +146,42 @@ def test_every_method_runs_and_merges_on_every_make_of_vit(name: str, make: str)
         logits.sum().backward()
     frozen = [p for p in model.parameters() if not p.requires_grad]
     assert all(p.grad is None for p in frozen)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    clips=st.integers(1, 3),
+    frames=st.integers(1, 5),
+    tokens=st.integers(1, 4),
+    offsets=st.lists(st.tuples(st.integers(1, 3), st.integers(-6, 6)), min_size=1, max_size=4),
+    joint=st.sampled_from(["qkv", "kv", "apart"]),
+)
+def test_keys_and_values_move_alike_gathered_or_in_slices(
+    clips: int, frames: int, tokens: int, offsets: list[tuple[int, int]], joint: str
+) -> None:
+    """To the bit, wherever they lie; the queries beside them stay."""
+    groups = tuple((2 * count, dt) for count, dt in offsets)
+    width = sum(count for count, _ in groups)
+    parts = {"qkv": 3, "kv": 2, "apart": 2}[joint]
+    whole = torch.randn(clips * frames, tokens, parts * width)
+    *q, k, v = whole.chunk(parts, dim=-1)
+    if joint == "apart":
+        k, v = k.clone(), v.clone()
+    expected = [shift_frames(x, frames, groups) for x in (k, v)]
+    before = [x.clone() for x in q]
+    with torch.inference_mode():
+        found = shift_keys_and_values(k, v, frames, groups)
+    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, q, before))
+
+
+@torch.no_grad()
+def test_small_keys_are_gathered_and_large_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    own = ops._row_numbers
+    monkeypatch.setattr(ops, "_row_numbers", lambda *a: (seen.append(a[0]), own(*a))[1])
+    for frames, expected in ((4, [4]), (4096, [])):
+        seen.clear()
+        _, k, v = torch.randn(frames, 4, 3 * 12).chunk(3, dim=-1)
+        shift_keys_and_values(k, v, 4, ((4, -1), (8, 0)))
+        assert seen == expected

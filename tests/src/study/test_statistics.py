@@ -15,7 +15,8 @@ from simulated_predictions import outcomes, predictions
 
 from vidpipe.errors import VidpipeError
 from vidpipe.study.null import null_study
-from vidpipe.study.outcomes import COLUMNS, Outcomes, top1
+from vidpipe.study.outcomes import COLUMNS, Outcomes
+from vidpipe.study.permutations import OfSums, sign_flip, smallest_p, step_down_range
 from vidpipe.study.statistics import (
     accuracies,
     against,
@@ -25,9 +26,6 @@ from vidpipe.study.statistics import (
     chance_p,
     holm,
     permuted_labels,
-    sign_flip,
-    smallest_p,
-    step_down_range,
     warnings,
 )
 
@@ -79,13 +77,13 @@ def test_holm_is_holms() -> None:
 
 def test_of_two_methods_the_range_is_the_pair() -> None:
     sums = np.array([[3.0, 2, 4, 4, 3, 5], [1.0, 2, 2, 3, 3, 2]])
-    assert step_down_range(sums).tolist() == [1.0, sign_flip(sums[0] - sums[1])]
+    assert step_down_range(OfSums(sums)).tolist() == [1.0, sign_flip(sums[0] - sums[1])]
 
 
 def test_the_bootstrap_of_one_clip_a_group_is_the_binomials() -> None:
     found = outcomes(0.7, groups=200, clips=1, seeds=1, alike=0.0)
     share = found.top1()[0]
-    draws = bootstrap(found, top1, 2000)[:, 0]
+    draws = bootstrap(found, "top1", 2000)[:, 0]
     assert draws.mean() == pytest.approx(share, abs=0.005)
     assert draws.std() == pytest.approx(math.sqrt(share * (1 - share) / 200), rel=0.06)
     low, high = bounds(draws, 200)
@@ -175,7 +173,7 @@ sums = st.lists(st.lists(st.integers(0, 5), min_size=7, max_size=7), min_size=2,
 @given(sums)
 def test_the_best_is_never_behind_itself_and_the_worst_never_ahead(rows: list[list[int]]) -> None:
     table = np.array(rows, dtype=float)
-    p, totals = step_down_range(table, 99), table.sum(axis=1)
+    p, totals = step_down_range(OfSums(table, 99)), table.sum(axis=1)
     assert p.max() == 1.0
     assert p[totals.argmax()] == 1.0
     order = np.argsort(-totals, kind="stable")
@@ -220,7 +218,7 @@ def test_intervals_hold_the_truth_for_new_groups() -> None:
     held = clips_held = 0
     for seed in range(100):
         found = outcomes(0.7, groups=9, seeds=1, seed=1000 + seed)
-        low, high = bounds(bootstrap(found, top1, 400)[:, 0], 9)
+        low, high = bounds(bootstrap(found, "top1", 400)[:, 0], 9)
         held += low <= truth <= high
         share = found.top1()[0]
         half = 1.96 * math.sqrt(share * (1 - share) / len(found.labels))
@@ -234,5 +232,6 @@ def test_chance_is_not_beaten_by_what_knows_nothing_of_the_clip() -> None:
     found = Outcomes.of(table)
     assert found.top1()[0] == 1 / 8
     assert chance_p(found)[0] == 1.0
+    assert math.isnan(chance_p(found, permutations=0)[0])
     one_class = Outcomes.of(predictions([0.9], groups=6, clips=2, seeds=1).query("label == 'k0'"))
     assert math.isnan(chance_p(one_class)[0])

@@ -10,6 +10,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.tasks.detection.detector import Detector
 from vidpipe.tasks.detection.samples import BoxTransform, frames_around, ground_truth, proposals
+from vidpipe.tasks.registry import TASKS
 
 WITH_BOXES = ["linear_probe", "st_adapter", "aim", "zeroi2v", "lora", "full_finetune"]
 NAMES = {1: "stand", 3: "run"}
@@ -54,6 +55,74 @@ def test_feature_map_lies_as_the_picture():
 def test_merged_equals_unmerged():
     own, video = detector("zeroi2v"), torch.randn(2, 3, 4, 32, 32)
     assert torch.allclose(own.merge().eval()(video, BOXES), own(video, BOXES), atol=1e-4)
+
+
+def close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+THREE = torch.tensor(
+    [
+        [[0.0, 0.1, 0.3, 1.0], [0.35, 0.0, 0.65, 0.9], [0.7, 0.2, 1.0, 1.0]],
+        [[0.0, 0.0, 0.5, 0.5], [0.25, 0.3, 0.75, 1.0], [0.6, 0.1, 0.9, 0.6]],  # these overlap
+    ]
+)
+
+
+@pytest.mark.parametrize("method", WITH_BOXES)
+@torch.no_grad()
+def test_three_people_of_a_frame_have_scores_of_their_own(method):
+    """(B, 3, C) whatever their order, and whoever else is asked about."""
+    own, video = detector(method, img_size=(32, 64)), torch.randn(2, 3, 4, 32, 64)
+    found = own(video, THREE)
+    assert found.shape == (2, 3, 5)
+    assert len(found.flatten(0, 1).unique(dim=0)) == 6
+    for order in ([2, 0, 1], [1, 0, 2]):
+        close(own(video, THREE[:, order]), found[:, order])
+    for person in range(3):
+        alone = own(video, THREE[:, person : person + 1])
+        close(alone[:, 0], found[:, person])
+        others = torch.rand(2, 3, 2, 2).sort(2).values.flatten(2)
+        others[:, person] = THREE[:, person]
+        close(own(video, others)[:, person], found[:, person])
+    if own.model.not_mergeable is None:
+        close(own.merge().eval()(video, THREE), found, 1e-4)
+
+
+def test_three_people_who_do_different_things_are_told_apart():
+    """Three squares of different brightness, in any order: each box learns its own label."""
+    own = detector("st_adapter", img_size=(32, 96)).train()
+    generator = torch.Generator().manual_seed(0)
+
+    def frames(count):
+        """Clips, (count, 3, 4) boxes and (count, 3) which of three labels each has."""
+        videos = 0.1 * torch.randn(count, 3, 4, 32, 96, generator=generator)
+        labels = torch.rand(count, 3, generator=generator).argsort(1)
+        left = torch.randint(0, 16, (count, 3), generator=generator) + 32 * torch.arange(3)
+        for b in range(count):
+            for person in range(3):
+                x = int(left[b, person])
+                videos[b, :, :, 8:24, x : x + 16] += float(labels[b, person]) * 2 - 2
+        edges = [left / 96, torch.full_like(left, 0.25, dtype=torch.float32)]
+        boxes = torch.stack([*edges, (left + 16) / 96, edges[1] + 0.5], 2)
+        return videos, boxes, labels
+
+    optimizer = torch.optim.AdamW(own.model.parameter_groups(lr=1e-2))
+    for _ in range(40):
+        videos, boxes, labels = frames(8)
+        target = torch.nn.functional.one_hot(labels, 5).float()
+        optimizer.zero_grad()
+        TASKS["detection"].loss(own(videos, boxes), target).backward()
+        optimizer.step()
+    videos, boxes, labels = frames(16)
+    with torch.no_grad():
+        found = own.eval()(videos, boxes)
+    assert (found.argmax(2) == labels).float().mean() > 0.9
+    assert TASKS["detection"].score_of(found, torch.nn.functional.one_hot(labels, 5)) > 0.95
+    with torch.no_grad():
+        swapped = own(videos, boxes[:, [1, 2, 0]])
+    assert (swapped.argmax(2) == labels[:, [1, 2, 0]]).float().mean() > 0.9
+    assert (swapped.argmax(2) == labels).float().mean() < 0.5, "the box decides, not its number"
 
 
 def test_merged_keeps_its_input():
@@ -146,7 +215,7 @@ def test_boxes_follow_the_pixels(seed):
     frames = torch.zeros(2, 3, 80, 160, dtype=torch.uint8)
     frames[..., 20:60, 48:96] = 255
     torch.manual_seed(seed)
-    video, boxes, kept = BoxTransform((40, 60), scale=(0.6, 1.0))(
+    video, boxes, kept, _ = BoxTransform((40, 60), scale=(0.6, 1.0))(
         frames, torch.tensor([[0.3, 0.25, 0.6, 0.75], [0.0, 0.0, 0.01, 0.01]])
     )
     assert video.shape == (2, 3, 40, 60)

@@ -6,8 +6,8 @@ import pickle
 import numpy as np
 import pytest
 
+from vidpipe.data.layouts.ava_files import read_boxes
 from vidpipe.errors import VidpipeError
-from vidpipe.tasks.detection.ava_files import read_boxes
 from vidpipe.tasks.detection.proposal_pickle import convert_proposals, read_proposal_pickle
 
 BOXES = {

@@ -33,7 +33,7 @@ from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.create import create_model
 from vidpipe.trained import Classifier, load, save
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.video.decode import decode
 
 CALLS = ("predict", "features", "preprocess", "merge")

@@ -19,7 +19,7 @@ from vidpipe.export.parity import Parity, prove_parity, prove_program
 from vidpipe.export.programs import open_program, write_program
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.profile import NORMS, macs_by_kind, memory, saved_by_block
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 
 T, CLASSES = 4, ["left", "right", "up"]
 every = pytest.mark.parametrize("family", FAMILIES)

@@ -9,13 +9,20 @@ import torch.nn.functional as F
 from moving_clips import Moving
 from trainings import assert_near, first_gradients, make, trainer
 
-from vidpipe.tasks.single_label import class_weights, cross_entropy
+from vidpipe.tasks.base import LossOptions
+from vidpipe.tasks.registry import SINGLE_LABEL
 
 LABELS = np.array([0, 0, 0, 0, 0, 0, 2, 2])
 
 
+def cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, smoothing: float, weights: torch.Tensor | None
+) -> torch.Tensor:
+    return SINGLE_LABEL.loss(logits, target, LossOptions(smoothing, weights))
+
+
 def test_weights_are_the_inverse_of_the_clips_and_one_in_the_mean() -> None:
-    weights = class_weights(LABELS, 4)
+    weights = SINGLE_LABEL.class_weights(LABELS, 4)
     assert weights.tolist() == pytest.approx([8 / 12, 0, 2, 0])
     assert weights[torch.from_numpy(LABELS)].mean() == pytest.approx(1)
 
@@ -23,7 +30,11 @@ def test_weights_are_the_inverse_of_the_clips_and_one_in_the_mean() -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_is_the_weighted_mean_over_the_clips(smoothing: float) -> None:
     torch.manual_seed(0)
-    logits, target, weights = torch.randn(8, 3), torch.from_numpy(LABELS), class_weights(LABELS, 3)
+    logits, target, weights = (
+        torch.randn(8, 3),
+        torch.from_numpy(LABELS),
+        SINGLE_LABEL.class_weights(LABELS, 3),
+    )
     each = [
         F.cross_entropy(logits[i : i + 1], target[i : i + 1], label_smoothing=smoothing)
         * weights[target[i]]

@@ -125,10 +125,29 @@ def test_the_average_is_of_trained_weights_and_is_what_is_evaluated_and_publishe
     # What was validated at the end is the average: the same numbers as from the published weights.
     from vidpipe.training.validate import validate
 
-    loss, _ = validate(published, Moving(8, True), settings(), HALF, CPU)
+    loss, *_ = validate(published, Moving(8, True), settings(), HALF, CPU)
     assert run.progress.history[-1].val_loss == pytest.approx(loss, rel=1e-6)
-    other, _ = validate(plain, Moving(8, True), settings(), HALF, CPU)
+    other, *_ = validate(plain, Moving(8, True), settings(), HALF, CPU)
     assert abs(other - loss) > 1e-4
+
+
+@pytest.mark.parametrize("clips", [1, 7, 8])
+def test_a_score_is_the_same_however_many_workers(
+    clips: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vidpipe.tasks.registry import TASKS
+    from vidpipe.training import validate as module
+
+    task = TASKS["multilabel"]
+    logits, labels = torch.randn(clips, 3), torch.arange(3 * clips).view(clips, 3) % 2
+    each = list(zip(logits.split(1), labels.split(1), strict=True))
+    for workers in (1, 2, 3):
+        everyone = [item for rank in range(workers) for item in each[rank::workers]]
+        monkeypatch.setattr(module, "gathered", lambda own, all_=everyone: all_)
+        assert module._score(task, [], clips, workers) == task.score_of(logits, labels)
+    empty = [(one, torch.zeros(1, 3)) for one in logits.split(1)]
+    monkeypatch.setattr(module, "gathered", lambda own: empty)
+    assert module._score(task, [], clips, 1) is None, "no clip has a class"
 
 
 def test_steps_in_place_of_epochs_end_in_the_middle_of_one() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray_training
 import torch
 import torch.distributed as dist
 from project import HELPERS, PROJECT
 from trainings import make, trainer
 from two_ranks import PARTIAL, ranks, train
 
+from vidpipe.errors import VidpipeError
 from vidpipe.training import parallel
 
 
@@ -113,51 +115,11 @@ def test_averaging_holds_one_message_beside_the_gradients(monkeypatch: pytest.Mo
         assert torch.equal(parameter.grad, gradient / 2)  # type: ignore[arg-type]
 
 
-RAY = """
-import os, sys, signal
-from pathlib import Path
-sys.path.insert(0, "HELPERS")
-from pipeline.infra.ray import train as cluster
-
-def worker(payload):
-    import torch
-    torch.set_num_threads(1)
-    from two_ranks import train
-    from vidpipe.errors import VidpipeError
-    rank = cluster.rank()
-    run, data = train(rank, cluster.world_size(), folder=payload["run"] + "/checkpoints")
-    note = Path(payload["run"]) / "died"
-    def on_step(info):
-        if payload["case"] == "mistake" and info.step == 2:
-            with (Path(payload["run"]) / f"tries{rank}").open("a") as file:
-                file.write("x")
-            raise VidpipeError("params are wrong")
-        if payload["case"] == "lost" and rank == 1 and info.step == 4 and not note.exists():
-            note.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-    run.on_step = on_step
-    run.on_epoch = lambda metrics, timing: cluster.report({"loss": metrics.train_loss})
-    run.run()
-    if rank == 0:
-        (Path(payload["run"]) / "history").write_text(repr(run.progress.history))
-        (Path(payload["run"]) / "from").write_text(str(run.resumed_from))
-
-if __name__ == "__main__":
-    from trainings import settings
-    folder, case = Path(sys.argv[1]), sys.argv[2]
-    folder.mkdir()
-    config = settings(num_workers=2, memory_gb_per_worker=0.3, use_gpu="no")
-    cluster.train(worker, {"run": str(folder), "case": case}, config, folder)
-"""
-
-
-def by_ray(tmp_path: Path, case: str) -> subprocess.CompletedProcess[str]:
-    script = tmp_path / "by_ray.py"
-    script.write_text(RAY.replace("HELPERS", str(HELPERS)))
+def by_ray(folder: Path, case: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(str(PROJECT / part) for part in ("src", "", "tests/helpers"))
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, str(script), str(tmp_path / case), case],
+        [sys.executable, str(HELPERS / "ray_training.py"), str(folder), case],
         capture_output=True,
         text=True,
         env=env,
@@ -165,11 +127,12 @@ def by_ray(tmp_path: Path, case: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ray_starts_lost_workers_again_and_they_go_on(
     tmp_path: Path, both: dict[str, list[dict[str, Any]]]
 ) -> None:
-    done = by_ray(tmp_path, "lost")
+    done = by_ray(tmp_path / "lost", "lost")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "lost" / "died").exists()
     resumed = (tmp_path / "lost" / "from").read_text()
@@ -182,11 +145,11 @@ def test_ray_starts_lost_workers_again_and_they_go_on(
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.usefixtures("one_ray")
 def test_ray_does_not_repeat_a_users_mistake(tmp_path: Path) -> None:
-    done = by_ray(tmp_path, "mistake")
-    assert done.returncode == 1
-    assert "VidpipeError: params are wrong" in done.stderr.strip().splitlines()[-1]
+    with pytest.raises(VidpipeError, match=r"^params are wrong$"):
+        ray_training.run(tmp_path / "mistake", "mistake")
     assert (tmp_path / "mistake" / "tries0").read_text() == "x"
 
 

@@ -24,7 +24,7 @@ GUESS = math.log(9)
 
 
 def watch(**more: Any) -> RateWatch:
-    options = {"classes": 9, "chance": 0.12, "clips": 90, "epochs": 10, "warmup": 1.0, **more}
+    options = {"guess": GUESS, "chance": 0.12, "clips": 90, "epochs": 10, "warmup": 1.0, **more}
     return RateWatch("methods.aim.lr", 1e-3, **options)
 
 

@@ -128,7 +128,7 @@ def test_the_best_is_kept_where_it_is_of_use(
     tmp_path: Path, keep_best: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.5, 0.9, 0.9, 0.7])
-    monkeypatch.setattr("vidpipe.training.loop.validate", lambda *a: (1.0, next(accuracies)))
+    monkeypatch.setattr("vidpipe.training.loop.validate", lambda *a: (1.0, next(accuracies), None))
     run = build(tmp_path / "run", "plain", epochs=4)
     mirror = f"file://{tmp_path}/mirror"
     run.checkpoints = kept = Checkpoints(tmp_path / "run", mirror, keep_best)

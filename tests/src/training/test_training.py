@@ -21,8 +21,8 @@ from vidpipe.export.packaging import inference_model, save_package
 from vidpipe.export.parity import prove_parity
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.trained.adapter import load_adapter, save_adapter
-from vidpipe.trained.card import TrainedModel
 from vidpipe.trained.package import open_model
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.training.config import TrainConfig
 from vidpipe.training.loop import Trainer
 from vidpipe.training.optim import lr_factor
@@ -62,7 +62,8 @@ def test_the_same_seed_gives_the_same_weights_and_history() -> None:
 
 def test_a_loss_that_is_not_finite_names_step_and_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "vidpipe.training.loop.to_input", lambda v, *_: v.float()[:, :3] * torch.nan
+        "vidpipe.data.model_input.to_input",
+        lambda v, *_: v.float().transpose(1, 2) * torch.nan,
     )
     with pytest.raises(VidpipeError, match=r"loss is nan at step 0 \(clips clip\d+, "):
         train(epochs=2)

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from clips import moving
 from extraction import SMALL, digest, hang_or_crash
-from project import HELPERS
 from videos import write_video
 
 from pipeline.stages import extract
@@ -175,12 +174,13 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return DataConfig(root=str(root), val_fraction=0.4)
 
 
-@pytest.mark.parametrize("where", ["here", "ray"])
+@pytest.mark.parametrize("where", ["here", pytest.param("ray", marks=pytest.mark.long)])
 @pytest.mark.slow
 def test_a_hanging_and_a_crashing_decoder_cost_one_video_each(
-    videos: DataConfig, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+    videos: DataConfig, tmp_path: Path, where: str, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HELPERS), os.pathsep)  # for Ray's workers
+    if where == "ray":
+        request.getfixturevalue("one_ray")
     config = SMALL.model_copy(
         update={"timeout_s": 8.0, "ray_address": "local" if where == "ray" else None}
     )
@@ -292,7 +292,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_at_random_moments(videos: DataConfig, tmp_path: Path) -> None:
     """VIDPIPE_KILLS sets how many; the whole process group dies, decoders too."""
     kills = int(os.environ.get("VIDPIPE_KILLS", "3"))

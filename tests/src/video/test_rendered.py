@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,3 +193,25 @@ def test_bytes_do_not_depend_on_what_was_encoded_before(tmp_path: Path) -> None:
             write_clip(tmp_path / "clip.mp4", frames, config.fps, config.crf)
             seen.setdefault(i, set()).add((tmp_path / "clip.mp4").read_bytes())
     assert all(len(versions) == 1 for versions in seen.values())
+
+
+def test_every_processor_renders_the_same_pixels() -> None:
+    """numpy with and without the vector units that it chooses its functions by."""
+    code = (
+        "import hashlib; from vidpipe.video.config import SynthConfig\n"
+        "from vidpipe.video.rendered import render_clip\n"
+        "clips = [render_clip(SynthConfig(), name, n) for name in ('grow', 'turn_clockwise')\n"
+        "         for n in range(6)]\n"
+        "print(hashlib.sha256(b''.join(c.tobytes() for c in clips)).hexdigest())"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for disabled in ("", "X86_V4", "X86_V4 X86_V3")
+    }
+    assert len(found) == 1, found

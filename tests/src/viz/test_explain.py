@@ -26,7 +26,7 @@ from vidpipe.explain.clip import Explanation, View
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.new_model import new_model
 from vidpipe.params import load_params
-from vidpipe.trained.card import TrainedModel
+from vidpipe.trained.trained_model import TrainedModel
 from vidpipe.video.rendered import render_clip
 from vidpipe.viz.explain import blend, enlarged, overlay, plot_strip, write_animation
 
@@ -59,7 +59,9 @@ def test_overlay_of_every_method(name: str) -> None:
     seconds = {
         "aim": "attention over time from other frames",
         **dict.fromkeys(("zeroi2v", "lora", "temporal_heads"), "temporal heads"),
-        **dict.fromkeys(("attentional_pooling", "evl"), "query of the clip over all frames"),
+        **dict.fromkeys(
+            ("attentional_pooling", "attentive_probe", "evl"), "query of the clip over all frames"
+        ),
         "temporal_finetune": "attention over time from other frames",
     }
     assert captions == ["spatial heads", seconds.get(name, "spatial heads")]

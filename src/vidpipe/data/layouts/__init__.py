@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from vidpipe.data.config import DataConfig
+from vidpipe.data.config import DataConfig, TaskName
 from vidpipe.data.folds import held_out_groups
 from vidpipe.data.group_pattern import is_pattern
 from vidpipe.data.groups import path_groups
-from vidpipe.data.layouts import diving48, generic, kinetics, lists, ssv2
+from vidpipe.data.labels import JOINT, label_sets
+from vidpipe.data.layouts import ava, diving48, generic, kinetics, lists, several, spans, ssv2
 from vidpipe.data.layouts.common import (
     COLUMNS,
     Found,
@@ -41,7 +42,20 @@ LAYOUTS: dict[str, Callable[[Path, DataConfig], Found]] = {
     "diving48": diving48.read,
     "ucf101": lists.ucf101,
     "hmdb51": lists.hmdb51,
+    "ava": ava.read,
+    "charades": several.charades,
+    "segments": spans.segments,
+    "activitynet": spans.activitynet,
 }
+TASKS_OF: dict[str, tuple[TaskName, ...]] = {
+    "table": ("single_label", "multilabel"),
+    "folders": ("single_label", "multilabel"),
+    "segments": ("single_label", "multilabel"),
+    "activitynet": ("single_label", "multilabel"),
+    "charades": ("multilabel",),
+    "ava": ("detection",),
+}
+"""The tasks of a layout, where they are others than one label a video."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_NORMAL = re.compile(r"//|(?:^|/)\.(?:/|$)|/$", re.MULTILINE)
 
@@ -51,13 +65,19 @@ def list_items(config: DataConfig) -> Listing:
 
     Rows whose file is not on disk stay, so that the manifest says so. Raises VidpipeError, with
     file and row, for a missing folder, file or column, a malformed row, a path outside the root, a
-    label outside the class list, a path listed twice, fewer than two classes, an empty split, or
-    more absent files than `data.max_missing_fraction`.
+    label outside the class list, a path listed twice, fewer than two classes (of one label a
+    video), an empty split, or more absent files than `data.max_missing_fraction`.
     """
     root = Path(config.root)
     if not root.is_dir():
         raise ArgumentError("data.root", f": {root}: no such folder")
     layout = config.layout or ("folders" if config.annotations is None else "table")
+    tasks = TASKS_OF.get(layout, ("single_label",))
+    if config.task not in tasks:
+        raise fail(
+            f"data.task: {config.task}; layout {layout} is of task {' or '.join(tasks)}; set data.task, "
+            "or another layout"
+        )
     if config.keep and layout != "table":
         raise fail(f"data.keep: only for layout table, not {layout}")
     column = config.group is not None and not is_pattern(config.group)
@@ -74,16 +94,35 @@ def list_items(config: DataConfig) -> Listing:
         bad = next(group for group in found.groups if not _is_printable(group))
         raise fail(f"data.group: {config.group}: {bad!a} is not printable UTF-8 text")
     rows = pd.DataFrame.from_records(found.rows, columns=list(COLUMNS))
-    _check_paths(rows, root)
+    rows["start_s"], rows["end_s"] = zip(*(found.spans or [(0.0, 0.0)] * len(rows)), strict=True)
+    _check_paths(rows, root, once=found.spans is None)
+    if config.background is not None and found.spans is None:
+        raise fail(f"data.background: layout {layout} has no spans; set it to null")
     rows["group"] = _groups(rows, config, found.groups)
-    classes = _classes(rows, config, found.classes, root)
-    rows = _with_splits(rows, config).sort_values("path", ignore_index=True)
+    if found.boxes is None:
+        classes = _classes(rows, config, found.classes, root)
+    elif config.classes is not None:
+        raise fail(
+            "data.classes: of task detection, the label map names the classes; set it to null"
+        )
+    else:
+        classes = found.classes or ()
+    if found.spans is not None and config.background is not None and config.task == "single_label":
+        if config.background in classes:
+            raise fail(f"data.background: {config.background!r} is the label of spans, too")
+        classes = (*classes, config.background)
+    rows = _with_splits(rows, config, whole_files=found.spans is not None)
+    rows = rows.sort_values(["path", "start_s"], ignore_index=True, kind="stable")
     for split in ("train", "val"):
         if not (rows.split == split).any():
             raise fail(f"data.root: {root}: no video in split {split!r}")
     _check_missing(rows, config, root)
-    columns = (rows[name].tolist() for name in ("path", "label", "split", "group"))
-    return Listing([Item(*row) for row in zip(*columns, strict=True)], classes)
+    names = ["path", "label", "split", "group"]
+    if found.spans is not None:
+        rows["where"] = [_where(rows, i) for i in range(len(rows))]
+        names += ["start_s", "end_s", "where"]
+    items = [Item(*row) for row in zip(*(rows[name].tolist() for name in names), strict=True)]
+    return Listing(items, classes, found.boxes, found.spans is not None)
 
 
 def _place(file: str, row: int) -> str:
@@ -114,8 +153,9 @@ def _is_printable(text: str) -> bool:
     return _CONTROL.search(text) is None
 
 
-def _check_paths(rows: pd.DataFrame, root: Path) -> None:
-    """Normalise `rows.path` in place; refuse those outside the root, and those listed twice."""
+def _check_paths(rows: pd.DataFrame, root: Path, once: bool) -> None:
+    """Normalise `rows.path` in place; refuse those outside the root and, with `once`, those listed
+    twice."""
     paths = rows.path.tolist()
     lines = "\n".join(paths)  # no path has a line feed: _check_text
     if leaves_root(lines) or _NOT_NORMAL.search(lines):
@@ -125,7 +165,7 @@ def _check_paths(rows: pd.DataFrame, root: Path) -> None:
             if _NOT_NORMAL.search(path):
                 paths[i] = posixpath.normpath(path)
         rows["path"] = paths
-    if (again := rows.path.duplicated()).any():
+    if once and (again := rows.path.duplicated()).any():
         second = int(again.to_numpy().argmax())
         first = paths.index(paths[second])
         raise fail(
@@ -137,21 +177,29 @@ def _check_paths(rows: pd.DataFrame, root: Path) -> None:
 def _classes(
     rows: pd.DataFrame, config: DataConfig, own: tuple[str, ...] | None, root: Path
 ) -> tuple[str, ...]:
-    labels = sorted(rows.label.unique())
+    many = config.task == "multilabel"
+    labels = sorted(
+        {name for own in label_sets(rows.label.unique().tolist(), many) for name in own}
+    )
     if own is not None and len(own) < 2:
         labels, own = list(own) or labels, None
     classes = own if config.classes is None else config.classes
     if classes is not None:
         known = set(classes)
         if unknown := [label for label in labels if label not in known]:
-            at = int((rows.label == unknown[0]).to_numpy().argmax())
+            sets = label_sets(rows.label.tolist(), many)
+            at = next(i for i, names in enumerate(sets) if unknown[0] in names)
             place = "data.classes" if config.classes is not None else _where(rows, at)
             raise fail(
                 f"{place}: label {unknown[0]!r} of {rows.path.iloc[at]} is not in the list"
                 f"{closest(unknown[0], classes)}"
             )
+        if many and (bad := next((name for name in classes if JOINT in name), None)):
+            raise fail(f"data.classes: {bad!r}: a class of several cannot have {JOINT} in its name")
         return classes
-    if len(labels) < 2:
+    if many and not labels:
+        raise fail(f"data.root: {root}: no video has a label")
+    if len(labels) < 2 and not many:
         raise fail(
             f"data.root: {root}: only one class ({labels[0]!r}); a classifier needs at least two"
         )
@@ -164,7 +212,7 @@ def _groups(rows: pd.DataFrame, config: DataConfig, column: list[str] | None) ->
     return path_groups(rows.path.tolist(), config.group) if column is None else column
 
 
-def _with_splits(rows: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+def _with_splits(rows: pd.DataFrame, config: DataConfig, whole_files: bool) -> pd.DataFrame:
     """Only `train` and `val` are left. Test serves as val where there is no val, else not at all.
 
     Where there is no split, `val_fraction` of each class by hash: adding videos moves no other. With
@@ -177,7 +225,7 @@ def _with_splits(rows: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
                 logger.info("%d videos of the test split are not used", test.sum())
             return rows[~test]
         return rows.assign(split=rows.split.mask(test, "val"))
-    if config.group is not None:
+    if whole_files or config.group is not None or config.task == "multilabel":
         return rows.assign(split=_split_by_group(rows, config))
     held_out: set[str] = set()
     for _, group in rows.groupby("label", sort=False):
@@ -189,14 +237,18 @@ def _with_splits(rows: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
 
 
 def _split_by_group(rows: pd.DataFrame, config: DataConfig) -> list[str]:
-    groups, labels = rows.group.tolist(), rows.label.tolist()
-    held_out = held_out_groups(groups, labels, config.val_fraction, config.seed)
+    groups = (rows.path if config.group is None else rows.group).tolist()
+    # A row for each label of a video, and one for none of them: no class shall lose all of its videos.
+    sets = [own or ("",) for own in label_sets(rows.label.tolist(), config.task == "multilabel")]
+    labels = [name for own in sets for name in own]
+    of_labels = [group for group, own in zip(groups, sets, strict=True) for _ in own]
+    held_out = held_out_groups(of_labels, labels, config.val_fraction, config.seed)
     if not held_out:
         raise fail(
             f"data.group: {config.group}: none of {len(set(groups))} groups can be held out, or a class "
-            "would lose all of its videos; set it to something finer"
+            "would lose all of its videos; set it to something finer, or name the split of each video"
         )
-    only = set(labels) - {label for group, label in zip(groups, labels) if group in held_out}
+    only = set(labels) - {label for group, label in zip(of_labels, labels) if group in held_out}
     if only:
         logger.warning(
             "%d classes are in a single group, or share theirs, and so in no validation clip: %s%s",

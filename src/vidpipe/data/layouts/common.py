@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vidpipe.config.messages import nearest
+from vidpipe.data.boxes import BoxRows
 from vidpipe.data.config import DataConfig
 from vidpipe.errors import VidpipeError
 
@@ -37,13 +38,17 @@ missing, and the annotation file and row it is from (empty and 0: found on disk)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One video before extraction. `path` is relative to the data root, with forward slashes; `group` is
-    empty without `data.group`."""
+    """One video before extraction, or a span of one. `path` is relative to the data root, with forward
+    slashes; `group` is empty without `data.group`. Of a span, its seconds, and the file and row it is
+    from."""
 
     path: str
     label: str
     split: str
     group: str = ""
+    start_s: float = 0.0
+    end_s: float = 0.0
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,10 @@ class Listing:
 
     items: list[Item]
     classes: tuple[str, ...]
+    boxes: BoxRows | None = None
+    """Of detection; `videos` are paths."""
+    spans: bool = False
+    """Whether items are spans of files."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,9 @@ class Found:
     rows: list[Row]
     classes: tuple[str, ...] | None = None
     groups: list[str] | None = None
+    boxes: BoxRows | None = None
+    spans: list[tuple[float, float]] | None = None
+    """Start and end of each row, seconds, where rows are spans; those of one file in order."""
 
 
 def fail(message: str) -> VidpipeError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vidpipe.data.config import DataConfig
 from vidpipe.data.group_pattern import is_pattern
+from vidpipe.data.layouts import several
 from vidpipe.data.layouts.common import (
     Found,
     fail,
@@ -21,6 +22,8 @@ SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "
 
 def folders(root: Path, config: DataConfig) -> Found:
     """`root/CLASS/**/name.mp4`. Hidden files and folders are skipped; splits are drawn."""
+    if config.task == "multilabel":
+        return several.folders(root, config)
     if config.annotations is not None:
         raise fail(
             "data.annotations: layout folders has none; set it to null, or data.layout: table"
@@ -39,7 +42,8 @@ def table(root: Path, config: DataConfig) -> Found:
     names = config.columns
     conditions = sorted({column for rule in config.keep.values() for column in rule})
     hint = "; see data.columns and data.keep"
-    need_columns(rows, [names.path, names.label, *conditions], source, hint)
+    labelled = [] if config.task == "multilabel" else [names.label]
+    need_columns(rows, [names.path, *labelled, *conditions], source, hint)
     group = None if config.group is None or is_pattern(config.group) else config.group
     if group is not None:
         need_columns(
@@ -48,7 +52,7 @@ def table(root: Path, config: DataConfig) -> Found:
             source,
             "; data.group is a column, or a pattern with {braces} such as */{*}_*",
         )
-    needed = {"path or no label": [names.path, names.label]}
+    needed = {"path or no label" if labelled else "path": [names.path, *labelled]}
     if group is not None:
         needed[f"{group} (data.group)"] = [group]
     for what, columns in needed.items():
@@ -79,6 +83,7 @@ def table(root: Path, config: DataConfig) -> Found:
         raise fail(f"data.keep: {source} has no column {names.split!r}; see data.columns")
     else:
         splits = [""] * len(rows)
+    labels = rows[names.label].tolist() if labelled else several.table_labels(rows, source, config)
     paths = rows[names.path].tolist()
     # Path.is_file takes five times as long, and raises for names that are too long.
     missing = [not os.path.isfile(f"{root}/{path}") for path in paths]  # noqa: PTH113
@@ -87,7 +92,7 @@ def table(root: Path, config: DataConfig) -> Found:
         [
             (path, label, split, absent, file, row)
             for path, label, split, absent, row in zip(
-                paths, rows[names.label].tolist(), splits, missing, rows.index.tolist(), strict=True
+                paths, labels, splits, missing, rows.index.tolist(), strict=True
             )
         ],
         groups=None if group is None else rows[group].tolist(),

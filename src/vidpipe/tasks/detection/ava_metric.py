@@ -8,20 +8,22 @@ same way; what it loops over is done by whole arrays.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidpipe.data.layouts.common import fail
-from vidpipe.tasks.detection.ava_files import (
+from vidpipe.data.layouts.ava_files import (
     Boxes,
     Frame,
     read_boxes,
     read_excluded,
     read_label_map,
 )
+from vidpipe.data.layouts.common import fail
 
 IOU = 0.5
 MAX_DETECTIONS = 50
@@ -38,7 +40,7 @@ def frame_map(
     detections: str | Path,
     label_map: str | Path,
     excluded: str | Path | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Frame mAP at IoU 0.5 of files in AVA's format.
 
     A detection matches the ground truth of highest IoU; a second match of the same is false. A class
@@ -71,17 +73,14 @@ def frame_map(
         video, second = truth.frames[truth.frame[wrong.argmax()]]
         box = ", ".join(f"{edge:g}" for edge in truth.boxes[wrong.argmax()])
         raise fail(f"{groundtruth}: {video}, second {second}: box {box}; expected x1 < x2, y1 < y2")
-    found = _counted(read_boxes(detections), names, left_out)
-    found = _take(found, _official_order(found, MAX_DETECTIONS))
-    x1, y1, x2, y2 = found.boxes.T
-    found = _take(found, np.flatnonzero((x1 < x2) & (y1 < y2) & (found.score > LEAST_SCORE)))
-    found = _take(found, _ranked(found))
-    truth = _take(truth, _official_order(truth, None))
-    correct = _correct(found, truth)
-    # The precision-recall curve meets a frame's detections by rising score. That decides between equal
-    # scores of different frames, together with numpy's argsort, and the official numbers show it.
-    rising = np.lexsort((-np.arange(len(found)), _groups(found)))
-    found, correct = _take(found, rising), correct[rising]
+    return map_of_rows(truth, _counted(read_boxes(detections), names, left_out), names)
+
+
+def map_of_rows(truth: Boxes, found: Boxes, names: Mapping[int, str]) -> dict[str, Any]:
+    """`frame_map` of rows in memory, all of them of actions in `names`; frames are numbered by their
+    first
+    row, as `numbered` does."""
+    found, correct = matched(truth, found)
     ap: dict[str, float | None] = {}
     for action, name in sorted(names.items()):
         own, positives = found.action == action, int((truth.action == action).sum())
@@ -89,6 +88,27 @@ def frame_map(
         ap[name] = score
     scored = [score for score in ap.values() if score is not None]
     return {"map": float(np.mean(scored)) if scored else float("nan"), "ap": ap}
+
+
+def matched(truth: Boxes, found: Boxes) -> tuple[Boxes, NDArray[np.bool_]]:
+    """The detections that count, in the order of the evaluator, and (N,) whether each is the first on a
+    ground truth."""
+    index, correct = matches(truth, found)
+    found = _take(found, index)
+    # The precision-recall curve meets a frame's detections by rising score. That decides between equal
+    # scores of different frames, together with numpy's argsort, and the official numbers show it.
+    rising = np.lexsort((-np.arange(len(found)), _groups(found)))
+    return _take(found, rising), correct[rising]
+
+
+def matches(truth: Boxes, found: Boxes) -> tuple[Index, NDArray[np.bool_]]:
+    """Of rows as `map_of_rows` has them: those of `found` that count, in the order in which they are
+    matched, and whether each found a ground truth that none before it had found."""
+    index = _official_order(found, MAX_DETECTIONS)
+    x1, y1, x2, y2 = found.boxes[index].T
+    index = index[(x1 < x2) & (y1 < y2) & (found.score[index] > LEAST_SCORE)]
+    index = index[_ranked(_take(found, index))]
+    return index, _correct(_take(found, index), _take(truth, _official_order(truth, None)))
 
 
 def average_precision(scores: Array, correct: NDArray[np.bool_], positives: int) -> float:
@@ -125,7 +145,11 @@ def _counted(rows: Boxes, names: dict[int, str], excluded: frozenset[Frame]) -> 
     keep = np.isin(rows.action, list(names))
     if len(rows):
         keep &= allowed[rows.frame]
-    rows = _take(rows, np.flatnonzero(keep))
+    return numbered(_take(rows, np.flatnonzero(keep)))
+
+
+def numbered(rows: Boxes) -> Boxes:
+    """The same rows with their frames in order of first appearance, and no others."""
     present, first = np.unique(rows.frame, return_index=True)
     order = np.argsort(first)
     number = np.zeros(len(rows.frames), dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
@@ -59,12 +60,20 @@ class Detector(nn.Module):
         model.every_token = True
 
     def forward(self, video: Tensor, boxes: Tensor) -> Tensor:
-        """(K, C) logits.
+        """(K, C) logits, or (B, M, C).
 
         Args:
             video: (B, 3, T, H, W) normalised clips, of the model's own size.
-            boxes: (K, 5): number of the clip in the batch, x1, y1, x2, y2 as fractions of its picture.
+            boxes: (K, 5): number of the clip in the batch, x1, y1, x2, y2 as fractions of its picture;
+            or
+                (B, M, 4), as many for each clip.
         """
+        if boxes.ndim == 3:
+            clips, each = boxes.shape[:2]  # `len` would fix the number in a traced program
+            numbers = torch.arange(clips, device=boxes.device, dtype=boxes.dtype)
+            numbers = numbers[:, None, None].expand(-1, each, 1)
+            logits = cast(Tensor, self(video, torch.cat([numbers, boxes], 2).flatten(0, 1)))
+            return logits.reshape(clips, each, -1)
         grid = self.feature_map(video)
         rows, columns = grid.shape[-2:]
         scale = boxes.new_tensor([1, columns, rows, columns, rows])

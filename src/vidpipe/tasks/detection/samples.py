@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,15 @@ import torchvision.transforms.v2.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vidpipe.data.layouts.ava_files import (
+    Boxes,
+    Frame,
+    inside,
+    read_boxes,
+    read_excluded,
+    refuse,
+)
 from vidpipe.data.layouts.common import closest, fail
-from vidpipe.tasks.detection.ava_files import Boxes, Frame, read_boxes, read_excluded
-
-TOLERANCE = 0.01
-"""Of a box over the edge of its frame: annotators and detectors round; what is over is cut off."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,9 @@ def ground_truth(
     """
     rows = read_boxes(path)
     ids = np.array(sorted(label_map), dtype=np.int64)
-    _refuse(Path(path), rows, ~np.isin(rows.action, ids), "an id of the label map", action=True)
+    refuse(Path(path), rows, ~np.isin(rows.action, ids), "an id of the label map", action=True)
     left_out = frozenset[Frame]() if excluded is None else read_excluded(excluded)
-    boxes = _inside(Path(path), rows)
+    boxes = inside(Path(path), rows)
     found = []
     for number, index in _by_frame(rows):
         if rows.frames[number] in left_out:
@@ -90,7 +93,7 @@ def proposals(
         if video not in known:
             near = closest(video, sorted(known))
             raise fail(f"{path}: {video}, second {second}: no such video{near}")
-    boxes = _inside(path, rows)
+    boxes = inside(path, rows)
     size = (boxes[:, 2:] - boxes[:, :2]) * (enlarge / 2)
     boxes = np.clip(np.concatenate([boxes[:, :2] - size, boxes[:, 2:] + size], 1), 0, 1)
     found = []
@@ -136,11 +139,12 @@ def whole_frame(frames: Tensor, size: tuple[int, int]) -> Tensor:
 class BoxTransform:
     """A training crop of the clip that takes its boxes along: scale jitter, crop, flip.
 
-    Draws from torch's global generator: seed it before a call. A crop has the aspect ratio of `size`.
+    Draws from torch's global generator: seed it before a call. A crop has the aspect ratio of the frame
+    and is squeezed into `size`, as `whole_frame` is.
 
     Args:
         size: (height, width) of the input.
-        scale: least and greatest share of the largest possible crop's height.
+        scale: least and greatest share of the frame's sides.
         flip: whether half of the clips are mirrored.
         visible: least share of a box's area within the crop; boxes with less are dropped.
     """
@@ -150,12 +154,13 @@ class BoxTransform:
     flip: bool = True
     visible: float = 0.3
 
-    def __call__(self, frames: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(T, 3, H, W) uint8 and (K, 4) fractions -> (T, 3, h, w), (L, 4) and (L,) indices."""
+    def __call__(self, frames: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """(T, 3, H, W) uint8 and (K, 4) fractions -> (T, 3, h, w), (L, 4), (L,) indices of those that
+        are
+        left, and whether it was mirrored."""
         height, width = frames.shape[-2:]
         share = self.scale[0] + (self.scale[1] - self.scale[0]) * torch.rand(()).item()
-        fit = min(height / self.size[0], width / self.size[1]) * share
-        rows, columns = (max(1, round(side * fit)) for side in self.size)
+        rows, columns = (max(1, round(side * share)) for side in (height, width))
         top = int(torch.randint(0, height - rows + 1, ()))
         left = int(torch.randint(0, width - columns + 1, ()))
         video = F.crop(frames, top, left, rows, columns)
@@ -166,10 +171,11 @@ class BoxTransform:
         cut = moved.clamp(0, 1)
         kept = torch.nonzero(_area(cut) >= self.visible * _area(moved)).flatten()
         cut = cut[kept]
-        if self.flip and torch.rand(()).item() < 0.5:
+        flipped = self.flip and torch.rand(()).item() < 0.5
+        if flipped:
             video = F.horizontal_flip(video)
             cut = torch.stack([1 - cut[:, 2], cut[:, 1], 1 - cut[:, 0], cut[:, 3]], 1)
-        return video, cut, kept
+        return video, cut, kept, flipped
 
 
 def _area(boxes: Tensor) -> Tensor:
@@ -181,23 +187,6 @@ def _by_frame(rows: Boxes) -> list[tuple[int, NDArray[np.int64]]]:
     order = np.argsort(rows.frame, kind="stable")
     starts = np.searchsorted(rows.frame[order], np.arange(1, len(rows.frames)))
     return list(enumerate(np.split(order, starts))) if len(rows) else []
-
-
-def _inside(path: Path, rows: Boxes) -> NDArray[np.float64]:
-    low, high = rows.boxes[:, :2], rows.boxes[:, 2:]
-    _refuse(path, rows, np.any(low >= high, axis=1), "x1 < x2 and y1 < y2")
-    outside = np.any((rows.boxes < -TOLERANCE) | (rows.boxes > 1 + TOLERANCE), axis=1)
-    _refuse(path, rows, outside, "fractions of the frame, 0 to 1")
-    return np.clip(rows.boxes, 0, 1)
-
-
-def _refuse(path: Path, rows: Boxes, wrong: Any, expected: str, action: bool = False) -> None:
-    if wrong.any():
-        row = int(wrong.argmax())
-        video, second = rows.frames[rows.frame[row]]
-        box = ", ".join(f"{edge:g}" for edge in rows.boxes[row])
-        said = f"action {rows.action[row]}" if action else f"box {box}"
-        raise fail(f"{path}: row {row + 1} ({video}, second {second}): {said}; expected {expected}")
 
 
 def _key_frame(

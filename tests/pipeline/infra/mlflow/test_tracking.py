@@ -55,7 +55,8 @@ def server(store: Path) -> Iterator[TrackingServer]:
 
 
 @pytest.fixture(autouse=True)
-def _as_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def _as_a_new_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # what is not sent lies there
     server_at.cache_clear()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # this machine may be busy
@@ -69,6 +70,10 @@ def runs(store: Path) -> list[Run]:
     client = MlflowClient(f"sqlite:///{store}")
     experiment = client.get_experiment_by_name("vidpipe")
     return [] if experiment is None else list(client.search_runs([experiment.experiment_id]))
+
+
+def of_stage(store: Path, stage: str) -> list[Run]:
+    return [run for run in runs(store) if run.data.tags["vidpipe.stage"] == stage]
 
 
 def steps(store: Path, run: Run, key: str) -> list[tuple[int, float]]:
@@ -128,7 +133,7 @@ def test_an_address_that_cannot_be_used_is_one_line(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with (
         pytest.raises(VidpipeError, match=message) as refused,
-        tracked_run(TrackingConfig(), "a", "b", "c"),
+        tracked_run(TrackingConfig(required=True), "a", "b", "c"),
     ):
         pytest.fail("there is nothing to log to")
     assert len(str(refused.value).splitlines()) == 1
@@ -176,7 +181,8 @@ def test_nobody_there_is_said_at_once_and_no_patience_is_left_in_the_environment
     assert lines[0].startswith(
         "warning: MLflow at http://127.0.0.1:9: connection refused; going on"
     )
-    assert lines[1].endswith("the results of a are written, but MLflow lacks part of this run")
+    assert "the results of a are written, but MLflow lacks part of this run" in lines[1]
+    assert lines[1].endswith("; `vidpipe sync` sends it")
 
 
 def test_a_server_that_never_answers_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +272,7 @@ def test_what_the_server_refuses_holds_nothing_else_back(
     run = context.__enter__()
     run.artifact(Path("nosuch.txt"))
     run.metrics({"loss": 1.0}, 1)
-    with pytest.raises(VidpipeError, match=r"nosuch\.txt.*lacks part of this run; run the same"):
+    with pytest.raises(VidpipeError, match=r"nosuch\.txt.*lacks part of this run; `vidpipe sync`"):
         context.__exit__(None, None, None)
     (found,) = runs(store)
     assert found.info.status == "FINISHED"
@@ -293,7 +299,7 @@ def test_a_training_outlives_its_tracking_server_and_tells_it_all_in_the_end(
     server.start()
     train.run(params, "linear_probe", workspace)  # trains nothing: its state is finished
     assert workspace.result("linear_probe", "train.json").read_bytes() == result
-    (found,) = runs(store)
+    (found,) = of_stage(store, "train")
     assert found.info.status == "FINISHED"
     assert [step for step, _ in steps(store, found, "train_loss")] == [1, 2, 3, 4]
     assert steps(store, found, "train_loss")[-1][1] == pytest.approx(
@@ -341,7 +347,7 @@ def test_an_evaluation_is_written_before_it_is_said_that_mlflow_lacks_it(
     result = json.loads(workspace.result("linear_probe", "eval.json").read_text())
     server.start()
     evaluate.run(params, "linear_probe", workspace)
-    (found,) = (r for r in runs(store) if r.data.tags["vidpipe.stage"] == "evaluate")
+    (found,) = of_stage(store, "evaluate")
     assert found.info.status == "FINISHED"
     assert found.data.metrics["top1"] == result["top1"]
     logged = MlflowClient(f"sqlite:///{store}").list_artifacts(found.info.run_id, "evaluation")

@@ -42,7 +42,8 @@ def listening(answer: bytes | None) -> Iterator[str]:
 
 
 def no_init(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Ray's own attempts, which would take minutes."""
+    """Ray's own attempts, which would take minutes. No Ray runs here, whatever other files started."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     made: list[Any] = []
     monkeypatch.setattr(ray, "init", lambda *args, **options: made.append(args))
     monkeypatch.setattr(ray, "shutdown", lambda: None)

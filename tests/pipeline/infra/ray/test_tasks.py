@@ -13,16 +13,7 @@ import pytest
 from pipeline.infra.ray.tasks import run_tasks
 from vidpipe.errors import VidpipeError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_ray() -> Iterator[None]:
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("one_ray")]
 
 
 def on_ray(tasks: Any, make: Callable[[], Callable[[Any], Any]], workers: int = 2) -> list[Any]:

@@ -12,7 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vidpipe.data.layouts.common import fail
+from vidpipe.data.layouts.tables import need_columns, read_table
 
+TOLERANCE = 0.01
+"""Of a box over the edge of its frame: annotators and detectors round; what is over is cut off."""
+NAMES = ("video", "timestamp", "x1", "y1", "x2", "y2", "score")
+"""Columns of proposals in a Parquet file; the last may be absent."""
 MAX_LABEL_MAP = 2**20
 """Bytes of a label map; AVA's has 4 KiB."""
 _ITEM = re.compile(r"(?:item|label)\s*\{([^{}]*)\}")
@@ -77,7 +82,7 @@ def read_boxes(path: str | Path, *, proposals: bool = False) -> Boxes:
     """`video, timestamp, x1, y1, x2, y2, action id[, person id or score]`, without a header.
 
     Args:
-        path: a CSV.
+        path: a CSV; of proposals also a Parquet file with the columns NAMES.
         proposals: whether it has no action: `video, timestamp, x1, y1, x2, y2[, score]`.
 
     Raises:
@@ -115,10 +120,34 @@ def read_excluded(path: str | Path) -> frozenset[Frame]:
     return frozenset(frames)
 
 
+def inside(path: Path, rows: Boxes) -> NDArray[np.float64]:
+    """(N, 4) of its boxes, cut off at the frame. Raises VidpipeError, with file and row, for an inverted
+    one and for one outside."""
+    low, high = rows.boxes[:, :2], rows.boxes[:, 2:]
+    refuse(path, rows, np.any(low >= high, axis=1), "x1 < x2 and y1 < y2")
+    outside = np.any((rows.boxes < -TOLERANCE) | (rows.boxes > 1 + TOLERANCE), axis=1)
+    refuse(path, rows, outside, "fractions of the frame, 0 to 1")
+    return np.clip(rows.boxes, 0, 1)
+
+
+def refuse(
+    path: Path, rows: Boxes, wrong: NDArray[np.bool_], expected: str, action: bool = False
+) -> None:
+    """Raise VidpipeError for the first row that is `wrong`, where one is."""
+    if wrong.any():
+        row = int(wrong.argmax())
+        video, second = rows.frames[rows.frame[row]]
+        box = ", ".join(f"{edge:g}" for edge in rows.boxes[row])
+        said = f"action {rows.action[row]}" if action else f"box {box}"
+        raise fail(f"{path}: row {row + 1} ({video}, second {second}): {said}; expected {expected}")
+
+
 def _rows(path: Path, least: int, most: int) -> pd.DataFrame:
     """`most` columns, numbers but for the first; the last `most - least` may be absent (nan)."""
     columns = list(range(most + 1))  # one more: rows that are too long
     try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return _checked(path, _of_parquet(path, least, most), least, most)
         table = pd.read_csv(
             path,
             header=None,
@@ -136,6 +165,18 @@ def _rows(path: Path, least: int, most: int) -> pd.DataFrame:
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise fail(f"{path}: not a readable table ({error})") from None
     _refuse_rows(path, table, table[most].notna().to_numpy(), most, f"at most {most} columns")
+    return _checked(path, table, least, most)
+
+
+def _of_parquet(path: Path, least: int, most: int) -> pd.DataFrame:
+    table = read_table(path)
+    need_columns(table, NAMES[:least], path)
+    found = table.reindex(columns=list(NAMES[:most])).replace({"": None})
+    return found.set_axis(range(most), axis=1).reset_index(drop=True)
+
+
+def _checked(path: Path, table: pd.DataFrame, least: int, most: int) -> pd.DataFrame:
+    columns = list(range(most + 1))
     for column in columns[1:most]:
         numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
         wrong = ~np.isfinite(numbers.to_numpy())

@@ -1,0 +1,1 @@
+"""What a training never changes, computed once and kept: frozen features of clips, on the disk."""

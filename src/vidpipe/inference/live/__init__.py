@@ -1,0 +1,1 @@
+"""Predicting on what comes in now: a stream of the network, a camera, standard input."""
