@@ -68,6 +68,16 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def _ctrl_c_is_given_back() -> Iterator[None]:
+    """A library that keeps its own handler of Ctrl-C would take it from whatever runs next."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    after = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+    assert after is before
+
+
+@pytest.fixture(autouse=True)
 def _no_store_is_left_behind() -> Iterator[None]:
     """`mlflow.set_tracking_uri` writes to the environment, where the next stage would find it."""
     before = os.environ.get("MLFLOW_TRACKING_URI")

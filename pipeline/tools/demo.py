@@ -45,6 +45,7 @@ COLUMNS = 8
 EVERY_S = 1.0
 """Between two pictures of a timeline that grows."""
 KEPT_S, SWEEP_S = 600, 60
+TRIES = 5  # of a free port
 """Seconds that a file stays on disk: pictures of an answer, for the browser, and an upload that nobody
 asked about. Seconds between looks at them."""
 ENVIRONMENT = {
@@ -79,7 +80,7 @@ def run(job: Job, port: int, who: Who | None = None, smooth: int = 1) -> None:
 
     Raises VidpipeError where Gradio is not installed, the port is taken or a model does not fit.
     """
-    port = _free_port(port)
+    _free_port(port)  # a taken one is refused before the models are loaded
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
@@ -88,44 +89,55 @@ def run(job: Job, port: int, who: Who | None = None, smooth: int = 1) -> None:
         os.environ.update(ENVIRONMENT, GRADIO_TEMP_DIR=folder)
         with watch.guards() as guards:
             page, look = build(watch, guards)
-            with served(page, look, port, job.max_mb):
-                console.print(f"http://{ADDRESS}:{port} (Ctrl-C ends it)")
+            with served(page, look, port, job.max_mb) as own:
+                console.print(f"http://{ADDRESS}:{own} (Ctrl-C ends it)")
                 while not stopped.wait(SWEEP_S):
                     sweep(Path(folder), KEPT_S)
 
 
 @contextmanager
-def served(page: Any, look: dict[str, Any], port: int, max_mb: float) -> Iterator[None]:
-    """Context manager that serves `page` from a thread of its own. Raises VidpipeError if it cannot."""
+def served(page: Any, look: dict[str, Any], port: int, max_mb: float) -> Iterator[int]:
+    """Context manager that serves `page` from a thread of its own, at the port it yields.
+
+    Raises VidpipeError if it cannot.
+    """
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    page.queue(max_size=16)
+    try:
+        for left in reversed(range(1 if port else TRIES)):
+            own = _free_port(port)
+            try:
+                _launch(page, look, own, max_mb)
+                break
+            except OSError as error:  # what was free may be another's by now
+                if not left:
+                    raise VidpipeError(f"demo: {ADDRESS}:{own}: {error}") from None
+        yield own
+    finally:
+        page.close(verbose=False)
+
+
+def _launch(page: Any, look: dict[str, Any], port: int, max_mb: float) -> None:
     from starlette.middleware import Middleware
     from starlette.responses import PlainTextResponse
 
     refusal = PlainTextResponse("this page is for its own address only", 403)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        page.queue(max_size=16).launch(
-            server_name=ADDRESS,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=int(max_mb * 2**20),
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            app_kwargs={
-                "middleware": [Middleware(OwnPage, hosts=own_hosts(port), refusal=refusal)]
-            },
-            **look,
-        )
-        yield
-    except OSError as error:
-        raise VidpipeError(f"demo: {ADDRESS}:{port}: {error}") from None
-    finally:
-        page.close(verbose=False)
+    page.launch(
+        server_name=ADDRESS,
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_file_size=int(max_mb * 2**20),
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        app_kwargs={"middleware": [Middleware(OwnPage, hosts=own_hosts(port), refusal=refusal)]},
+        **look,
+    )
 
 
 def sweep(folder: Path, age_s: float) -> None:

@@ -27,8 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]
         gr = pytest.importorskip("gradio")
         with gr.Blocks(analytics_enabled=False) as blocks:
             gr.File()
-        port = demo._free_port(0)
-        with demo.served(blocks, {}, port, 1):
+        with demo.served(blocks, {}, 0, 1) as port:
             yield port, folder
 
 
