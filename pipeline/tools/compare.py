@@ -20,6 +20,7 @@ from vidpipe.evaluation.compare import (
     mean_of_splits,
     per_class_difference,
 )
+from vidpipe.evaluation.own_score import box_differences, own_row
 from vidpipe.files import atomic_folder, read_json
 from vidpipe.params import TrackingConfig
 from vidpipe.viz.comparison import plot_class_differences
@@ -30,13 +31,17 @@ NOTE = (
     "Difference in points with the 95 % interval of a paired bootstrap over clips; p: McNemar's exact "
     "test, the chance of a difference this large between two runs that are equally good."
 )
+GROUPS = (
+    "Difference in points with the 95 % interval of a paired bootstrap over groups (`data.group`, else "
+    "videos): the key frames of a video are no independent samples."
+)
 
 
 def compare(run_a: str, run_b: str, tracking: Tracking, out: Path) -> None:
     """Print what run B gains over run A on the same clips, and write it, overall and by class, into
     `out`/results/compare. Raises VidpipeError for a run that is not found or has other clips."""
     a, b = (_open(text, tracking, out) for text in (run_a, run_b))
-    table, classes = difference(a, b), per_class_difference(a, b)
+    table, classes = _differences(a, b)
     name = "-vs-".join(re.sub(r"[^\w.-]+", "_", run.name) for run in (a, b))
     folder = out / "results" / "compare" / name
     header = ["metric", f"{a.name} %", f"{b.name} %", "difference", "95 % interval", "p"]
@@ -45,18 +50,30 @@ def compare(run_a: str, run_b: str, tracking: Tracking, out: Path) -> None:
         table.to_csv(temporary / "metrics.csv", index=False)
         classes.to_csv(temporary / "per_class.csv", index=False)
         image = temporary / "per_class.png"
-        plot_class_differences(classes, a.name, b.name, image, "AP" if a.several else "top-1")
+        score = "top-1" if a.task == "single_label" else "AP"
+        plot_class_differences(classes, a.name, b.name, image, score)
         shown = pd.concat([classes.head(10), classes.tail(10)]).drop_duplicates("class")
         by_class = [_class_cells(row) for row in shown.to_dict("records")]
-        columns = ["class", "clips", f"{a.name} %", f"{b.name} %", "difference"]
+        columns = ["class", classes.columns[1], f"{a.name} %", f"{b.name} %", "difference"]
         drawn = picture(image, f"{b.name} against {a.name} by class")
         sections = [
-            Section("Overall", header, rows, NOTE),
+            Section("Overall", header, rows, NOTE if a.task != "detection" else GROUPS),
             Section("By class", columns, by_class).with_pictures(drawn),
         ]
         write_page(temporary / "compare.html", f"{b.name} against {a.name}", sections)
-    print_table(f"{b.name} against {a.name}, {len(a.table)} clips", header, rows)
+    count = f"{len(a.table)} {'boxes' if a.task == 'detection' else 'clips'}"
+    print_table(f"{b.name} against {a.name}, {count}", header, rows)
     console.print(f"wrote {folder}/compare.html")
+
+
+def _differences(a: Evaluated, b: Evaluated) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Overall and by class: boxes by frame mAP, clips by shares, stretches by temporal mAP as well."""
+    if a.task == b.task == "detection":
+        return own_row(a, b), box_differences(a, b)
+    table = difference(a, b)
+    if a.timeline is not None and b.timeline is not None:
+        table = pd.concat([own_row(a, b), table], ignore_index=True)
+    return table, per_class_difference(a, b)
 
 
 def splits(runs: Sequence[str], tracking: Tracking, out: Path) -> None:
@@ -76,7 +93,8 @@ def _cells(row: dict[Any, Any]) -> list[str]:
 
 def _class_cells(row: dict[Any, Any]) -> list[str]:
     values = (f"{100 * row[key]:.1f}" for key in ("a", "b"))
-    return [str(row["class"]), str(row["clips"]), *values, f"{100 * row['difference']:+.1f}"]
+    count = row["boxes"] if "boxes" in row else row["clips"]
+    return [str(row["class"]), str(count), *values, f"{100 * row['difference']:+.1f}"]
 
 
 def _open(text: str, tracking: Tracking, out: Path) -> Evaluated:

@@ -64,12 +64,11 @@ def require_same_task(one: str, task: str, other: str, others: str) -> None:
 
 def paired(a: Evaluated, b: Evaluated) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Both tables in the same order of clips."""
-    for run in (a, b):
-        if run.task == "detection":
-            raise VidpipeError(
-                f"{run.name}: its rows are boxes, not clips; `vidpipe promote` compares frame mAP"
-            )
     require_same_task(a.name, a.task, b.name, b.task)
+    if a.task == "detection":
+        raise VidpipeError(
+            f"{a.name}: its rows are boxes, not clips; own_score.own_row compares them"
+        )
     require_same_classes(a.name, a.classes, b.name, b.classes)
     first, second = a.table.set_index("id"), b.table.set_index("id")
     if only := sorted(set(first.index) ^ set(second.index)):
@@ -178,8 +177,8 @@ def mean_of_splits(runs: Sequence[Evaluated]) -> pd.DataFrame:
     were evaluated on the same clips.
     """
     for run in runs:
-        if run.several:
-            raise VidpipeError(f"{run.name}: several labels a clip; expected top-1 of splits")
+        if run.task != "single_label":
+            raise VidpipeError(f"{run.name}: data.task {run.task}; expected top-1 of splits")
     for run in runs[1:]:
         require_same_classes(runs[0].name, runs[0].classes, run.name, run.classes)
     seen: dict[frozenset[str], str] = {}

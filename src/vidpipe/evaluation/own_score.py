@@ -77,6 +77,43 @@ def own_difference(a: Evaluated, b: Evaluated, resamples: int = RESAMPLES) -> Di
     return Difference(name, old(ones), new(ones), values, count, samples)
 
 
+def own_row(a: Evaluated, b: Evaluated) -> pd.DataFrame:
+    """The single row, in the columns of `compare.difference`, of stretches or of boxes.
+
+    The interval is of groups; there is no p.
+
+    Raises VidpipeError as `own_difference` does.
+    """
+    from vidpipe.study.statistics import bounds
+
+    found = own_difference(a, b)
+    low, high = bounds(found.values, found.groups)
+    numbers = {
+        "a": found.a,
+        "b": found.b,
+        "difference": found.b - found.a,
+        "low": low,
+        "high": high,
+    }
+    return pd.DataFrame([{"metric": found.name, **numbers, "p": float("nan")}])
+
+
+def box_differences(a: Evaluated, b: Evaluated) -> pd.DataFrame:
+    """As `compare.per_class_difference`, of people in boxes: columns class, boxes, a, b (average
+    precision) and difference."""
+    _require_same_boxes(a, b)
+    group = dict.fromkeys(a.table.id.astype(str), 0)
+    one, scored = np.ones(1), _scored(a)
+    ranked = [_ranked_boxes(run, scored, group) for run in (a, b)]
+    rows = [
+        (name, int(x.positives.sum()), x(one), y(one), y(one) - x(one))
+        for name, x, y in zip(scored, *ranked, strict=True)
+        if x.positives.sum()
+    ]
+    table = pd.DataFrame(rows, columns=["class", "boxes", "a", "b", "difference"])
+    return table.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
+
+
 def _group_of(table: pd.DataFrame) -> dict[str, str]:
     """Sample -> group."""
     ids = table.id.astype(str)
@@ -179,18 +216,28 @@ def _of_timelines(
 
 def _of_boxes(a: Evaluated, b: Evaluated, group: Mapping[str, int]) -> tuple[Score, Score]:
     """As AVA's evaluation, by the proposals where there are any, of the classes that it counted."""
+    _require_same_boxes(a, b)
+    scored = _scored(a)
+    return _mean(_ranked_boxes(a, scored, group)), _mean(_ranked_boxes(b, scored, group))
+
+
+def _require_same_boxes(a: Evaluated, b: Evaluated) -> None:
     place = ["id", "x1", "y1", "x2", "y2", "truth", "label"]
-    first, second = a.table[place], b.table[place]
-    if not first.equals(second):
+    if not a.table[place].equals(b.table[place]):
         raise VidpipeError(
             f"{a.name} and {b.name} were evaluated on other boxes; evaluate both on the same key frames "
             "with the same proposals"
         )
-    scored = [name for name in a.classes if a.scored is None or name in a.scored]
-    return _frame_map(a, scored, group), _frame_map(b, scored, group)
 
 
-def _frame_map(run: Evaluated, scored: Sequence[str], group: Mapping[str, int]) -> Score:
+def _scored(run: Evaluated) -> list[str]:
+    return [name for name in run.classes if run.scored is None or name in run.scored]
+
+
+def _ranked_boxes(
+    run: Evaluated, scored: Sequence[str], group: Mapping[str, int]
+) -> list[RankedHits]:
+    """One a class."""
     from vidpipe.data.labels import label_sets
     from vidpipe.data.layouts.ava_files import Boxes
     from vidpipe.tasks.detection.ava_metric import matched, numbered
@@ -235,4 +282,4 @@ def _frame_map(run: Evaluated, scored: Sequence[str], group: Mapping[str, int]) 
             positives.astype(np.float64),
         )
         ranked.append(hits)
-    return _mean(ranked)
+    return ranked

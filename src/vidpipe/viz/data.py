@@ -44,11 +44,12 @@ def plot_data_stats(counts: pd.DataFrame, clips: pd.DataFrame, title: str, path:
     size.legend()
 
     weights = {"source file": clips.source_bytes / 1e3, "store": clips.nbytes / 1e3}
-    positive = pd.concat([v[v > 0] for v in weights.values()])
+    known = {name: v[v > 0] for name, v in weights.items()}
+    positive = pd.concat(list(known.values()))
     if len(positive):
         # Bytes differ by orders of magnitude: equal steps of their logarithm.
         edges = np.geomspace(positive.min() * 0.99, positive.max() * 1.01, BINS + 1).tolist()
-        weight.hist(list(weights.values()), bins=edges, color=[BLUE, ORANGE], label=list(weights))
+        weight.hist(list(known.values()), bins=edges, color=[BLUE, ORANGE], label=list(known))
         weight.set_xscale("log")
         weight.xaxis.set_major_formatter("{x:g}")
         weight.xaxis.set_minor_formatter(NullFormatter())  # it would write formulas

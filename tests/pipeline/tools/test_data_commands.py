@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,11 @@ def test_the_picture_is_drawn_for_any_number_of_classes(tmp_path: Path, classes:
         {"train": range(classes), "val": 1},
         index=[f"a long name of class ${i}" for i in range(classes)],
     )
-    clips = pd.DataFrame(ROWS[:1]).assign(duration=float("nan"), nbytes=0, source_bytes=0)
-    plot_data_stats(counts, clips, "nothing known but names", tmp_path / "stats.png")
+    unknown = {"duration": float("nan"), "source_bytes": float("nan")}
+    clips = pd.DataFrame(ROWS[:1]).assign(**unknown, nbytes=classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_data_stats(counts, clips, "nothing known but names", tmp_path / "stats.png")
     assert matplotlib.image.imread(tmp_path / "stats.png").shape[1] > 1500
 
 

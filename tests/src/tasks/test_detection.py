@@ -23,7 +23,7 @@ from vidpipe.data.layouts import list_items
 from vidpipe.errors import TrainingStopped, VidpipeError
 from vidpipe.evaluation.compare import Evaluated
 from vidpipe.evaluation.evaluate import Evaluator, predict
-from vidpipe.evaluation.own_score import own_difference
+from vidpipe.evaluation.own_score import box_differences, own_difference
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.tasks.base import LossOptions
 from vidpipe.tasks.clips import open_clips, open_train_set, open_views
@@ -362,6 +362,12 @@ def test_a_class_that_does_not_count_is_left_out(store: FrameStore) -> None:
     rows = TASK.predictions_table(found, store.classes)
     run = Evaluated("run", tuple(store.classes), rows, "detection", None, ("rise", "bright"))
     assert own_difference(run, run, 2).a == pytest.approx(table.ap[[0, 2]].mean())
+    by_class = box_differences(run, run)
+    assert dict(zip(by_class["class"], by_class.a)) == pytest.approx(
+        {"rise": table.ap[0], "bright": table.ap[2]}
+    )
+    counts = {"rise": table.boxes[0], "bright": table.boxes[2]}
+    assert dict(zip(by_class["class"], by_class.boxes)) == counts
     with pytest.raises(VidpipeError, match="on other boxes"):
         own_difference(run, replace(run, table=rows[1:]))
     assert np.isnan(table.ap[1])
