@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 from clips import moving
 from live_camera import Camera, Step
+from project import HELPERS
 from small_models import two_models_and_a_package
 from videos import write_video
 
@@ -22,6 +25,9 @@ from pipeline.tools import predict_live
 from pipeline.tools.predict import Job
 from vidpipe.errors import VidpipeError
 from vidpipe.trained.predictor import Predictor
+
+SYSTEM, RTSP_SERVER = "/usr/bin/python3", str(HELPERS / "rtsp_server.py")
+BINDINGS = "import gi; gi.require_version('GstRtspServer', '1.0')"
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,54 @@ def test_ctrl_c_ends_it_with_a_summary(models: Path) -> None:
     assert running.returncode == 0
     assert "Traceback" not in errors
     assert errors.strip().count("\n") == 0
+
+
+@contextmanager
+def rtsp_camera(port: str = "0") -> Iterator[str]:
+    """GStreamer's RTSP server in a process of its own; its port."""
+    with subprocess.Popen([SYSTEM, RTSP_SERVER, port], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    not Path(SYSTEM).exists()
+    or subprocess.run([SYSTEM, "-c", BINDINGS], check=False).returncode != 0,
+    reason="GStreamer's RTSP server is not installed",
+)
+def test_an_rtsp_camera_that_dies_and_comes_back(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop, found = threading.Event(), []
+    job = Job((models / "one" / "package",), window_s=0.4, step_s=0.2)
+
+    def until(what: Callable[[list[dict[str, Any]]], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not what(found):
+            assert time.monotonic() < deadline, found[-3:]
+            time.sleep(0.1)
+            found.extend(lines(capsys.readouterr().out))
+
+    with rtsp_camera() as port:
+        live = predict_live.Live(f"rtsp://user:secret@127.0.0.1:{port}/camera", stall_s=2)
+        watching = threading.Thread(
+            target=predict_live.run, args=(job, live), kwargs={"stop": stop}
+        )
+        watching.start()
+        until(lambda seen: sum(each["event"] == "window" for each in seen) >= 5)
+    until(lambda seen: seen[-1]["event"] in ("lost", "retry"))
+    before = sum(each["event"] == "window" for each in found)
+    with rtsp_camera(port):
+        until(lambda seen: sum(each["event"] == "window" for each in seen) >= before + 5)
+        stop.set()
+        watching.join(30)
+    assert not watching.is_alive()
+    assert [each["event"] for each in found].count("gap") == 1
+    assert "secret" not in json.dumps(found)
 
 
 def test_a_stream_on_standard_input_ends_with_it(models: Path, tmp_path: Path) -> None:
