@@ -16,7 +16,7 @@ from vidpipe.evaluation.evaluate import ORDERS
 from vidpipe.study.outcomes import COLUMNS, Outcomes
 from vidpipe.study.ranked import RankedOutcomes
 from vidpipe.study.ranked_boxes import outcomes_of_boxes
-from vidpipe.study.recommend import recommendation
+from vidpipe.study.recommend import recommendation, undertrained
 from vidpipe.study.statistics import (
     AnyOutcomes,
     accuracies,
@@ -98,18 +98,19 @@ def make_tables(plan: Plan, outcome: Outcome) -> Tables:
     found = outcomes_of(whole, *what)
     if not len(found.labels):
         cells = _cells(plan, outcome)
-        first = cells[cells.state == "failed"].iloc[0]
+        failed = cells[cells.state == "failed"].iloc[0]
         raise VidpipeError(
-            f"study {plan.params.study.name}: no training came to an end; the first, {first.method}: "
-            f"{first.error}"
+            f"study {plan.params.study.name}: no training came to an end; the first, {failed.method}: "
+            f"{failed.error}"
         )
     accuracy = accuracies(found).merge(_costs(plan), on="method")
     accuracy["failed"] = [_failed(plan, outcome, name) for name in accuracy.method]
     best = against(found, best_of(accuracy, own.column), chosen=True)
-    chosen = plan.params.study.reference
-    reference = against(found, chosen if chosen in names else names[0], chosen=False)
-    orders = _orders(plan, whole, names)
-    said = warnings(found)
+    wanted = plan.params.study.reference
+    first = wanted if wanted in names else names[0]
+    reference = against(found, first, chosen=False)
+    orders, choices = _orders(plan, whole, names), _choices(plan, outcome)
+    said = warnings(found) + undertrained(choices, first, decisive(own.column))
     return Tables(
         score=own,
         cells=_cells(plan, outcome),
@@ -119,7 +120,7 @@ def make_tables(plan: Plan, outcome: Outcome) -> Tables:
         reference=reference,
         curves=_curves(plan, everything, names),
         classes=_classes(whole, names, found),
-        choices=_choices(plan, outcome),
+        choices=choices,
         hardest=_hardest(whole),
         orders=orders,
         warnings=said,

@@ -77,6 +77,33 @@ def recommendation(
     return found + _order(chosen, orders)
 
 
+def undertrained(choices: pd.DataFrame, reference: str, score: str) -> list[str]:
+    """A sentence for each row whose chosen settings validate below the reference's in every fold.
+
+    A method that starts as the frozen model with a linear head can reach what the probe reaches. Where
+    it does not, the budget or the space of rates is what its row shows.
+
+    Args:
+        choices: columns method, fold, fraction and `score`, the validation score of the chosen setting.
+        reference: row to compare with.
+    """
+    known = choices.dropna(subset=[score])
+    mean = known.pivot_table(index=["fold", "fraction"], columns="method", values=score, sort=False)
+    if reference not in mean:
+        return []
+    found = []
+    for name in dict.fromkeys(known.method):
+        both = mean[[name, reference]].dropna() if name != reference else mean.iloc[:0]
+        if len(both) and (both[name] < both[reference]).all():
+            own, other = (_percent(float(both[n].mean())) for n in (name, reference))
+            found.append(
+                f"{name} may be undertrained: where it was tuned, it stays below {reference} in every "
+                f"fold ({own} against {other} on average); give it more epochs, trials or another space "
+                "of rates before its row is believed"
+            )
+    return found
+
+
 def _significant(table: pd.DataFrame, name: str) -> bool:
     return bool(name in table.index and table.significant[name])
 

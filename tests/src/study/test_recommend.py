@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidpipe.study.recommend import recommendation
+from vidpipe.study.recommend import recommendation, undertrained
 from vidpipe.viz.study import pareto_front
 
 COSTS = {"gflops": 1.0, "new_at_inference_m": 0.0, "training_gflops": 3.0}
@@ -83,6 +83,24 @@ def test_too_few_groups_recommend_nothing() -> None:
         "5 groups are too few to recommend anything. a is the most accurate here, with 90.0 %; "
         "that it is better than another is not shown."
     ]
+
+
+def test_a_row_that_stays_below_the_probe_where_it_was_tuned_is_named() -> None:
+    scores = {
+        "probe": (0.7, 0.6),
+        "below": (0.4, 0.38),
+        "once": (0.3, 0.61),
+        "failed": (None, None),
+    }
+    rows = [
+        {"method": name, "fold": fold, "fraction": 1.0, "val_top1": value}
+        for name, values in scores.items()
+        for fold, value in enumerate(values)
+    ]
+    (line,) = undertrained(pd.DataFrame(rows), "probe", "val_top1")
+    assert line.startswith("below may be undertrained: where it was tuned, it stays below probe in")
+    assert "(39.0 % against 65.0 % on average)" in line
+    assert undertrained(pd.DataFrame(rows[2:]), "probe", "val_top1") == []
 
 
 def test_what_is_no_better_than_chance_and_the_order_of_frames_are_said() -> None:
