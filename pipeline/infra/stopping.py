@@ -7,8 +7,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,28 @@ class Interrupted(BaseException):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.code = 128 + number
+
+
+@contextmanager
+def until_signal(stop: threading.Event) -> Iterator[None]:
+    """Context manager in which a first Ctrl-C or SIGTERM sets `stop`; a second one ends at once.
+
+    Whoever handled them before does so afterwards. In another than the main thread, it does nothing.
+    """
+
+    def on(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, on) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopRequest:

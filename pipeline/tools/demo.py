@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import tempfile
 import threading
@@ -28,6 +27,7 @@ from torchvision.utils import make_grid
 
 from pipeline.infra.console import console
 from pipeline.infra.own_page import LOOPBACK, OwnPage, own_hosts
+from pipeline.infra.stopping import until_signal
 from pipeline.tools.demo_film import Seen, Watching, template, watching
 from pipeline.tools.predict import Job, Opened
 from pipeline.tools.predict_people import Who
@@ -82,9 +82,8 @@ def run(job: Job, port: int, who: Who | None = None, smooth: int = 1) -> None:
     """
     _free_port(port)  # a taken one is refused before the models are loaded
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    with tempfile.TemporaryDirectory(prefix="vidpipe-demo-") as folder:
+    scratch = tempfile.TemporaryDirectory(prefix="vidpipe-demo-")
+    with until_signal(stopped), scratch as folder:
         watch = watching(job, who or Who(), Path(folder), smooth)
         os.environ.update(ENVIRONMENT, GRADIO_TEMP_DIR=folder)
         with watch.guards() as guards:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,9 @@ RENDERED_PAIRS = [["move_left", "move_right"], ["move_up", "move_down"]]
 STEPS = {"cpu": 600, "cuda": 3000}
 """Of a training that is proposed, on each kind of device."""
 HUB = "https://huggingface.co"
+CPU_SIZE, SMALL_SIZE = 224, 112
+"""Pixels that a CPU manages; and where the videos have no more than the second, that."""
+PATCH = re.compile(r"patch(\d+)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def run(
         raise VidpipeError("--weights and --backbone: give both, or neither")
     place = folder.resolve()
     seen = None if data is None else survey(data, _named(data, place))
-    choice = _choose(weights, backbone, place, rendered=data is None)
+    choice = _choose(weights, backbone, place, seen)
     if seen is not None:
         console.print(f"{data}:")
         for line in seen.lines():
@@ -80,7 +84,11 @@ def _embedded() -> str:
     return f"weights/{WEIGHTS.name}"
 
 
-def _choose(weights: Path | None, backbone: str | None, place: Path, rendered: bool) -> Choice:
+def _choose(weights: Path | None, backbone: str | None, place: Path, seen: Survey | None) -> Choice:
+    """`seen`: None for rendered clips."""
+    from vidpipe.device import choose_device
+
+    gpu = choose_device("auto").type == "cuda"
     if weights is not None and backbone is not None:
         if not weights.is_file():
             raise VidpipeError(f"--weights {weights}: no such file")
@@ -88,11 +96,12 @@ def _choose(weights: Path | None, backbone: str | None, place: Path, rendered: b
         from vidpipe.backbones.input_card import input_card
 
         config = BackboneConfig.of(backbone, str(weights))
-        side = min(_sides(input_card(config).size))
-        short = round(side * 256 / 224)
-        return Choice(backbone, _named(weights, place), None, short, "as given")
+        own = min(_sides(input_card(config).size))
+        size, reason = (None, "as given") if gpu else _for_a_cpu(backbone, own, seen)
+        short = round((size or own) * 256 / 224)
+        return Choice(backbone, _named(weights, place), size, short, reason)
     embedded = Choice(ARCHITECTURE, _embedded(), INPUT_SIZE, 64, "")
-    if rendered:
+    if seen is None:
         return _because(embedded, "comes with the package, and has seen rendered stills only")
     if not _hub_answers():
         return _because(
@@ -100,9 +109,6 @@ def _choose(weights: Path | None, backbone: str | None, place: Path, rendered: b
             f"{HUB} does not answer, so that only the package's own is at hand, which has seen rendered "
             "stills only; for real videos give --backbone NAME --weights FILE",
         )
-    from vidpipe.device import choose_device
-
-    gpu = choose_device("auto").type == "cuda"
     name, tag = (
         ("vit_base_patch16_clip_quickgelu_224", "openai")
         if gpu
@@ -110,9 +116,22 @@ def _choose(weights: Path | None, backbone: str | None, place: Path, rendered: b
     )
     file = f"weights/{name}.safetensors"
     reason = f"fits {'this GPU' if gpu else 'a CPU'}; its weights come by the first command below"
-    size = 224 if not gpu else None  # DINOv2's card says 518, which a CPU does not manage
+    size = None if gpu else CPU_SIZE  # DINOv2's card says 518
     fetch = f"vidpipe fetch-weights {name} {file} --tag {tag}"
     return Choice(name, file, size, 256, reason, fetch)
+
+
+def _for_a_cpu(backbone: str, own: int, seen: Survey | None) -> tuple[int | None, str]:
+    """The size of the pictures, None for the weights' own, and why."""
+    sides = sorted(min(size) for size in seen.sizes.elements()) if seen is not None else []
+    middle = sides[len(sides) // 2] if sides else CPU_SIZE
+    patch = PATCH.search(backbone)
+    small = middle <= SMALL_SIZE < own and patch is not None and SMALL_SIZE % int(patch[1]) == 0
+    size = SMALL_SIZE if small else CPU_SIZE
+    if size >= own:
+        return None, "as given"
+    videos = f"the videos have {middle} px, and " if small else ""
+    return size, f"as given, at {size} px: {videos}there is no GPU (its own size is {own} px)"
 
 
 def _because(choice: Choice, reason: str) -> Choice:

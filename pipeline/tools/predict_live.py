@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from pipeline.infra.console import console
+from pipeline.infra.stopping import until_signal
 from pipeline.tools.predict import Job
 from pipeline.tools.prediction_writers import as_row
 from vidpipe.errors import VidpipeError
@@ -85,7 +84,7 @@ def run(job: Job, live: Live, top: int = 5, stop: threading.Event | None = None)
     watch = Watch(address, request, stop or threading.Event(), live.give_up_s)
     shown = address.shown
     _line("started", source=shown, models=list(opened.predictor.classes))
-    with _until_signal(watch.stop):
+    with until_signal(watch.stop):
         for happened in watch:
             if isinstance(happened, Window):
                 (found,) = opened.predictor([happened.segment])
@@ -171,22 +170,3 @@ def _conclude(shown: str, counts: Counts, seconds: float, watch: Watch) -> None:
     )
     if ended:
         raise VidpipeError(f"predict: {shown}: {why}")
-
-
-@contextmanager
-def _until_signal(stop: threading.Event) -> Iterator[None]:
-    """A first Ctrl-C or SIGTERM sets `stop`; a second one ends at once."""
-
-    def on(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before: dict[int, Any] = {}
-    with suppress(ValueError):  # not the main thread
-        before = {number: signal.signal(number, on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import signal
 import threading
 from functools import partial
 from typing import Any
 
 from pipeline.infra.console import console
 from pipeline.infra.own_page import own_hosts
+from pipeline.infra.stopping import until_signal
 from pipeline.tools.serving.service import NAME, Service, Settings
 from pipeline.tools.serving.web import application
 from vidpipe.errors import VidpipeError
@@ -39,9 +39,8 @@ def run(settings: Settings, host: str, port: int, replicas: int, address: str) -
         settings.batch_wait_s,
     )
     stopped = threading.Event()
-    with served(partial(Service, settings), application, options, address) as call:
-        for number in (signal.SIGINT, signal.SIGTERM):  # after Ray, which sets its own
-            signal.signal(number, lambda *_: stopped.set())
+    serving = served(partial(Service, settings), application, options, address)
+    with serving as call, until_signal(stopped):  # after Ray, which sets its own
         console.print(summary(call("report")))
         console.print(f"http://{host}:{port} (Ctrl-C ends it)")
         while not stopped.wait(1):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +20,12 @@ from videos import write_video
 
 from pipeline.cli.app import app
 from pipeline.infra.project_files import FILES
-from pipeline.infra.survey import survey
+from pipeline.infra.survey import Survey, survey
 from pipeline.tools import doctor
 from pipeline.tools import init as tool
 from vidpipe.backbones.still import WEIGHTS
+from vidpipe.data.config import DataConfig
+from vidpipe.data.layouts import Listing
 from vidpipe.errors import VidpipeError
 from vidpipe.params import STAGES, load_params
 
@@ -205,6 +208,32 @@ def test_weights_of_ones_own(in_folder: Path, videos: Callable[..., Path]) -> No
         tool.run(Path("b"), None, Path("no.safetensors"), "vit_still_patch12_48", never)
     with pytest.raises(VidpipeError, match="give both, or neither"):
         tool.run(Path("b"), None, Path("mine.safetensors"), None, never)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "own", "pixels", "size"),
+    [
+        ("vit_small_patch14_dinov2", 518, 64, 112),
+        ("vit_small_patch14_dinov2", 518, 240, 224),
+        ("vit_base_patch16_clip_224", 224, 96, 112),
+        ("vit_base_patch16_clip_224", 224, 240, None),
+        ("vit_base_patch32_clip_224", 224, 96, None),  # 112 is no multiple of 32
+        ("swin_base_patch4_window12_384", 384, 240, 224),
+        ("vit_still_patch12_48", 48, 64, None),
+    ],
+)
+def test_a_cpu_gets_pictures_that_it_manages(
+    backbone: str, own: int, pixels: int, size: int | None
+) -> None:
+    seen = Survey(
+        DataConfig(root="videos", layout="folders"),
+        Listing([], ()),
+        sizes=Counter({(pixels, 2 * pixels): 3}),
+    )
+    found, reason = tool._for_a_cpu(backbone, own, seen)
+    assert found == size
+    assert ("no GPU" in reason) == (size is not None)
+    assert (f"{pixels} px" in reason) == (size == 112)
 
 
 def test_a_hub_that_answers_gives_a_real_backbone(
