@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,13 @@ from vidpipe.evaluation.compare import (
 )
 from vidpipe.tasks.scores import RESAMPLES, Array, Indices, mean_known
 
+if TYPE_CHECKING:
+    from vidpipe.study.ranked import RankedOutcomes
+
 Score: TypeAlias = Callable[[Array], float]
 """(G,) how often each group counts -> the score; NaN where no class of these groups has a sample."""
+Scores: TypeAlias = Callable[[Array], tuple[float, float]]
+"""Those of both."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +70,16 @@ def own_difference(a: Evaluated, b: Evaluated, resamples: int = RESAMPLES) -> Di
         of_clip = np.array([group[clip] for clip in first.index], dtype=np.int64)
         name, samples = ("mAP" if a.several else "top-1"), f"{len(first)} clips"
         make = _of_several if a.several else _of_clips
-        scores = make(first, a.classes, of_clip), make(second, a.classes, of_clip)
-    old, new = scores
+        old, new = (make(table, a.classes, of_clip) for table in (first, second))
+        scores = _each(old, new)
     count = len(numbers)
     rng = np.random.default_rng(0)
     values = np.empty(resamples)
     for i in range(resamples):
         weights = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
-        values[i] = new(weights) - old(weights)
-    ones = np.ones(count)
-    return Difference(name, old(ones), new(ones), values, count, samples)
+        one, other = scores(weights)
+        values[i] = other - one
+    return Difference(name, *scores(np.ones(count)), values, count, samples)
 
 
 def own_row(a: Evaluated, b: Evaluated) -> pd.DataFrame:
@@ -101,16 +106,11 @@ def own_row(a: Evaluated, b: Evaluated) -> pd.DataFrame:
 def box_differences(a: Evaluated, b: Evaluated) -> pd.DataFrame:
     """As `compare.per_class_difference`, of people in boxes: columns class, boxes, a, b (average
     precision) and difference."""
-    _require_same_boxes(a, b)
-    group = dict.fromkeys(a.table.id.astype(str), 0)
-    one, scored = np.ones(1), _scored(a)
-    ranked = [_ranked_boxes(run, scored, group) for run in (a, b)]
-    rows = [
-        (name, int(x.positives.sum()), x(one), y(one), y(one) - x(one))
-        for name, x, y in zip(scored, *ranked, strict=True)
-        if x.positives.sum()
-    ]
-    table = pd.DataFrame(rows, columns=["class", "boxes", "a", "b", "difference"])
+    found = _boxes(a, b)
+    boxes = found.labels.sum(0).astype(int)
+    columns = dict(zip(("a", "b"), found.class_aps(), strict=True))
+    table = pd.DataFrame({"class": found.classes, "boxes": boxes, **columns})[boxes > 0]
+    table["difference"] = table.b - table.a
     return table.sort_values("difference", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -139,7 +139,11 @@ def _of_several(table: pd.DataFrame, classes: Sequence[str], group: Indices) -> 
     return lambda weights: mean_known(ranked(weights[group]))
 
 
-# -- stretches and boxes: what is found, and which of it is right ------------------------------------
+def _each(old: Score, new: Score) -> Scores:
+    return lambda weights: (old(weights), new(weights))
+
+
+# -- stretches: what is found, and which of it is right ----------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,9 +176,7 @@ def _mean(ranked: Sequence[RankedHits]) -> Score:
     return lambda weights: mean_known(np.array([each(weights) for each in ranked]))
 
 
-def _of_timelines(
-    a: Evaluated, b: Evaluated, group: Mapping[str, int]
-) -> tuple[tuple[Score, Score], int]:
+def _of_timelines(a: Evaluated, b: Evaluated, group: Mapping[str, int]) -> tuple[Scores, int]:
     """As `tasks.timeline.temporal_map`: the mean over temporal IoUs of the mean over classes."""
     from vidpipe.tasks.timeline import TIOUS, Stretch, ranked_hits
 
@@ -211,75 +213,37 @@ def _of_timelines(
         means = [_mean(list(ranked(found, tiou))) for tiou in TIOUS]
         return lambda weights: float(np.mean([mean(weights) for mean in means]))
 
-    return (score(tables[0]), score(tables[1])), len(of_file)
+    return _each(score(tables[0]), score(tables[1])), len(of_file)
 
 
-def _of_boxes(a: Evaluated, b: Evaluated, group: Mapping[str, int]) -> tuple[Score, Score]:
+# -- boxes --------------------------------------------------------------------------------------------
+
+
+def _of_boxes(a: Evaluated, b: Evaluated, group: Mapping[str, int]) -> Scores:
     """As AVA's evaluation, by the proposals where there are any, of the classes that it counted."""
-    _require_same_boxes(a, b)
-    scored = _scored(a)
-    return _mean(_ranked_boxes(a, scored, group)), _mean(_ranked_boxes(b, scored, group))
+    found = _boxes(a, b)
+    of_frame = np.array([group[name] for name in sorted(group)], dtype=np.int64)
+
+    def scores(weights: Array) -> tuple[float, float]:
+        one, other = found.measure("map", np.ones(1), weights[of_frame])
+        return float(one), float(other)
+
+    return scores
 
 
-def _require_same_boxes(a: Evaluated, b: Evaluated) -> None:
+def _boxes(a: Evaluated, b: Evaluated) -> RankedOutcomes:
+    """Both as a study's rows; key frames by their names. Raises VidpipeError where boxes differ."""
+    from vidpipe.study.ranked_boxes import outcomes_of_boxes
+
     place = ["id", "x1", "y1", "x2", "y2", "truth", "label"]
     if not a.table[place].equals(b.table[place]):
         raise VidpipeError(
             f"{a.name} and {b.name} were evaluated on other boxes; evaluate both on the same key frames "
             "with the same proposals"
         )
-
-
-def _scored(run: Evaluated) -> list[str]:
-    return [name for name in run.classes if run.scored is None or name in run.scored]
-
-
-def _ranked_boxes(
-    run: Evaluated, scored: Sequence[str], group: Mapping[str, int]
-) -> list[RankedHits]:
-    """One a class."""
-    from vidpipe.data.labels import label_sets
-    from vidpipe.data.layouts.ava_files import Boxes
-    from vidpipe.tasks.detection.ava_metric import matched, numbered
-
-    table = run.table
-    frames = list(dict.fromkeys(table.id))
-    number = {frame: i for i, frame in enumerate(frames)}
-    frame = table.id.map(number).to_numpy(dtype=np.int64)
-    named = [(str(name), 0) for name in frames]
-    corners = table[["x1", "y1", "x2", "y2"]].to_numpy(dtype=np.float64)
-    true = table.truth.to_numpy(dtype=bool)
-    actions = {name: i for i, name in enumerate(run.classes)}
-    labels = label_sets(table.label.tolist(), True)
-    rows = [
-        (i, actions[name]) for i in np.flatnonzero(true) for name in labels[i] if name in scored
-    ]
-    index = np.array([i for i, _ in rows], dtype=np.int64)
-    action = np.array([c for _, c in rows], dtype=np.int64)
-    truth = numbered(Boxes(named, frame[index], corners[index], action, np.ones(len(index))))
-    own = np.flatnonzero(~true if (~true).any() else true)
-    counted = np.array([actions[name] for name in scored], dtype=np.int64)
-    p = np.stack(table.probabilities.tolist()).astype(np.float64)[own][:, counted]
-    said = Boxes(
-        named,
-        np.repeat(frame[own], len(counted)),
-        np.repeat(corners[own], len(counted), 0),
-        np.tile(counted, len(own)),
-        p.ravel(),
+    tables = (
+        run.table[[*place, "probabilities"]].assign(method=m) for m, run in (("a", a), ("b", b))
     )
-    found, right = matched(truth, numbered(said))
-    of_frame = np.array([group[name] for name, _ in found.frames], dtype=np.int64)
-    of_truth = np.array([group[name] for name, _ in truth.frames], dtype=np.int64)
-    groups = max(group.values()) + 1
-    ranked = []
-    for c in counted:
-        positives = np.bincount(of_truth[truth.frame[truth.action == c]], minlength=groups)
-        mine = found.action == c
-        order = np.argsort(found.score[mine])[::-1]
-        hits = RankedHits(
-            right[mine][order].astype(np.float64),
-            of_frame[found.frame[mine]][order],
-            positives.astype(np.float64),
-        )
-        ranked.append(hits)
-    return ranked
+    both = pd.concat(tables, ignore_index=True).assign(seed=0, fold=0, group="")
+    counted = [i for i, name in enumerate(a.classes) if a.scored is None or name in a.scored]
+    return outcomes_of_boxes(both, a.classes, ["a", "b"], counted)
