@@ -1,12 +1,13 @@
 """Who does what: frame mAP of detection on clips of several people, from their boxes and proposals.
 
     python benchmarks/detection_pairs.py DATA WEIGHTS [--methods linear_probe zeroi2v] [--device cuda]
+        [--size 112 224] [--epochs 30] [--precision bf16] [--controls linear_probe]
 
 DATA is a folder in AVA's form: `train.csv`, `val.csv`, `val_proposals.csv`, `action_list.pbtxt`,
 `val_excluded_timestamps.csv` and `videos/`. WEIGHTS are of `--backbone`. Training is on ground-truth
 boxes with scale jitter, crop and flip, testing on the whole frame. `no box` is the control: the same
 training and test with the whole frame in place of every box, so that it cannot tell two people apart.
-ZeroI2V's merged model is tested too; the largest difference of its logits is printed.
+Where it can be merged, the merged model is tested too; the largest difference of its logits is printed.
 """
 
 from __future__ import annotations
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("--backbone", default="vit_small_patch14_dinov2")
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--controls", nargs="*", default=METHODS, help="of these methods")
     parser.add_argument("--size", nargs=2, type=int, default=(112, 224))
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=16)
@@ -156,7 +158,7 @@ def main() -> None:
         "proposals": proposals(args.data / "val_proposals.csv", list(clips.videos)),
     }
     for method in args.methods:
-        for blind in (False, True):
+        for blind in (False, True) if method in args.controls else (False,):
             start = time.perf_counter()
             torch.manual_seed(args.seed)
             model = vidpipe.create_model(
