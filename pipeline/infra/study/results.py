@@ -16,7 +16,7 @@ from vidpipe.evaluation.evaluate import ORDERS
 from vidpipe.study.outcomes import COLUMNS, Outcomes
 from vidpipe.study.ranked import RankedOutcomes
 from vidpipe.study.ranked_boxes import outcomes_of_boxes
-from vidpipe.study.recommend import recommendation, undertrained
+from vidpipe.study.recommend import fell_apart, recommendation, undertrained
 from vidpipe.study.statistics import (
     AnyOutcomes,
     accuracies,
@@ -110,10 +110,11 @@ def make_tables(plan: Plan, outcome: Outcome) -> Tables:
     first = wanted if wanted in names else names[0]
     reference = against(found, first, chosen=False)
     orders, choices = _orders(plan, whole, names), _choices(plan, outcome)
-    said = warnings(found) + undertrained(choices, first, decisive(own.column))
+    cells = _cells(plan, outcome)
+    said = warnings(found) + undertrained(choices, first, decisive(own.column)) + fell_apart(cells)
     return Tables(
         score=own,
-        cells=_cells(plan, outcome),
+        cells=cells,
         predictions=whole,
         accuracy=accuracy,
         best=best,
@@ -214,6 +215,7 @@ def _cell(plan: Plan, outcome: Outcome, cell: Cell, result: Result) -> dict[str,
         "epochs": result.epochs,
         validated: last.get(validated),
         "val_loss": last.get("val_loss"),
+        "train_top1": result.history[-1].get("train_top1") if result.history else None,
         "error": result.error,
         "training": cell.identity,
     }

@@ -11,6 +11,8 @@ MARGIN = 0.05
 """What a candidate may lie behind the best, where the tests cannot tell them apart."""
 EQUAL = 0.02
 """Costs that differ by less, relative to the larger, are the same."""
+APART = 0.25
+"""Training accuracy that a final training may lack beside the trial that it repeats."""
 RULES = (
     "Rules: candidates are the best in {score} and all whose adjusted p against it is above "
     f"{ALPHA:g} and that lie at most {100 * MARGIN:g} points behind. Recommended is the candidate that "
@@ -100,6 +102,31 @@ def undertrained(choices: pd.DataFrame, reference: str, score: str) -> list[str]
                 f"{name} may be undertrained: where it was tuned, it stays below {reference} in every "
                 f"fold ({own} against {other} on average); give it more epochs, trials or another space "
                 "of rates before its row is believed"
+            )
+    return found
+
+
+def fell_apart(cells: pd.DataFrame) -> list[str]:
+    """A sentence for each final training that ends far below the trial of the same settings, on the
+    training clips of either: its rate holds or fails by chance, which one seed does not show.
+
+    Args:
+        cells: columns method, kind, fold, fraction, seed, trial, state and train_top1 (at the end).
+    """
+    known = cells[cells.train_top1.notna() & (cells.state == "finished")]
+    trials, finals = known[known.kind == "trial"], known[known.kind == "final"]
+    of_trial = (
+        trials.set_index(["method", "fold", "trial"]).train_top1.groupby(level=[0, 1, 2]).max()
+    )
+    found = []
+    for row in finals.itertuples():
+        before = of_trial.get((row.method, row.fold, row.trial))
+        if before is not None and before - row.train_top1 > APART:
+            where = f"{row.method}, fold {row.fold}, seed {row.seed}"
+            found.append(
+                f"{where} fell apart: it ends with {_percent(row.train_top1)} of its own training clips "
+                f"right, the trial of the same settings with {_percent(before)}; its rate holds or "
+                "fails by chance: more seeds show how often, lower rates mend it"
             )
     return found
 

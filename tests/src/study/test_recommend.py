@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vidpipe.study.recommend import recommendation, undertrained
+from vidpipe.study.recommend import fell_apart, recommendation, undertrained
 from vidpipe.viz.study import pareto_front
 
 COSTS = {"gflops": 1.0, "new_at_inference_m": 0.0, "training_gflops": 3.0}
@@ -101,6 +101,23 @@ def test_a_row_that_stays_below_the_probe_where_it_was_tuned_is_named() -> None:
     assert line.startswith("below may be undertrained: where it was tuned, it stays below probe in")
     assert "(39.0 % against 65.0 % on average)" in line
     assert undertrained(pd.DataFrame(rows[2:]), "probe", "val_top1") == []
+
+
+def test_a_training_that_falls_apart_is_named() -> None:
+    rows = [
+        ("aim", "trial", 1, 0, 1, "finished", 0.98),
+        ("aim", "trial", 1, 0, 0, "stopped early", 0.2),
+        ("aim", "final", 1, 0, 1, "finished", 0.44),
+        ("aim", "final", 1, 1, 1, "finished", 0.9),
+        ("aim", "final", 2, 0, 1, "finished", 0.1),  # nothing to compare it with
+        ("aim", "final", 3, 0, 1, "failed", None),
+    ]
+    columns = ["method", "kind", "fold", "seed", "trial", "state", "train_top1"]
+    (line,) = fell_apart(pd.DataFrame(rows, columns=columns).assign(fraction=1.0))
+    assert line.startswith(
+        "aim, fold 1, seed 0 fell apart: it ends with 44.0 % of its own training"
+    )
+    assert "the trial of the same settings with 98.0 %" in line
 
 
 def test_what_is_no_better_than_chance_and_the_order_of_frames_are_said() -> None:
