@@ -133,7 +133,7 @@ import torch, timm
 from vidpipe.methods.registry import METHODS
 from vidpipe.interop import build_from_reference
 from vidpipe.backbones.zoo import load_backbone
-vit = timm.create_model("vit_tiny_patch16_224", num_classes=0)
+vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=4, img_size=32)
 import vidpipe
 from vidpipe.backbones.still import ARCHITECTURE, WEIGHTS
 model = vidpipe.create_model("aim", ARCHITECTURE, num_classes=3, num_frames=2, weights=WEIGHTS)
@@ -141,7 +141,7 @@ model(model.preprocess(torch.zeros(2, 3, 50, 60, dtype=torch.uint8))).sum().back
 torch.optim.SGD(model.parameter_groups(lr=0.1)).step()
 assert vidpipe.list_backbones("*clip*") and not vidpipe.list_backbones("open_clip:*")
 for name, method in METHODS.items():
-    print(name, method(vit, 3, 2, method.Config()).eval()(torch.zeros(1, 3, 2, 224, 224)).shape)
+    print(name, method(vit, 3, 2, method.Config()).eval()(torch.zeros(1, 3, 2, 32, 32)).shape)
 """
     done = run_without("ray mlflow dvc typer decord av open_clip pyarrow matplotlib pandas", code)
     assert done.returncode == 0, done.stderr[-2000:]

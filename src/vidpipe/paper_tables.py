@@ -59,13 +59,16 @@ def _image_model(backbone: str) -> nn.Module:
 
 
 @lru_cache(maxsize=2048)
-def _costs(backbone: str, method: str, options: str, frames: int, classes: int) -> dict[str, float]:
-    """Everything a row can ask of one configuration, in millions and in GMACs of all views."""
+def _costs(
+    backbone: str, method: str, options: str, frames: int, classes: int, computed: bool
+) -> dict[str, float]:
+    """What a row can ask of one configuration, in millions and, where `computed`, in GMACs of all views:
+    these take a pass through the model, and most rows print parameters alone."""
     config = CONFIGS[method].model_validate(parse_yaml(options, "options"))
     with torch.device("meta"):
         model = build_method(method, deepcopy(_image_model(backbone)), classes, frames, config)
         inference = model.merge() if model.not_mergeable is None else model
-    products, norms = macs_by_kind(inference, SIZE)
+    products, norms = macs_by_kind(inference, SIZE) if computed else (math.nan, math.nan)
     counted = cost_of(model, inference, (products + norms) / 1e9)
     return {
         "params": parameters(inference) / 1e6,
@@ -80,19 +83,23 @@ def _costs(backbone: str, method: str, options: str, frames: int, classes: int) 
 def recompute(rows: list[dict[str, Any]] | None = None) -> Iterator[Row]:
     """Every row with our number, in the file's order; models live on the meta device."""
     for row in read_rows() if rows is None else rows:
+        metric, whole = row["metric"], 0.0
+        computed = "gflops" in metric
         own = _costs(
             row["backbone"],
             row["method"],
             yaml.safe_dump(row["options"]),
             row["frames"],
             row["classes"],
+            computed,
         )
         gflops = own["gflops" if row.get("norms", True) else "gflops_without_norms"]
-        metric, whole = row["metric"], 0.0
         if metric == "gflops":
             ours = whole = gflops
         elif metric == "extra_gflops":
-            probe = _costs(row["backbone"], "linear_probe", "{}", row["frames"], row["classes"])
+            probe = _costs(
+                row["backbone"], "linear_probe", "{}", row["frames"], row["classes"], True
+            )
             ours, whole = gflops - probe["gflops"], gflops
         else:
             ours = own[metric]

@@ -14,7 +14,7 @@ from e2e_project import Run
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 SHORT = ("-S", "train.epochs=1", "-S", "train.warmup_epochs=0")
-KEY = "methods.linear_probe.lr"
+KEY = "methods.zeroi2v.lr"
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def experiments(run: Run) -> list[dict[str, Any]]:
     for experiment in shown["experiments"] or []:
         data = experiment["revs"][0]["data"]
         params = data["params"]["params.yaml"]["data"]
-        metrics = data["metrics"]["results/linear_probe/train.json"]["data"]
-        lr = params["methods"]["linear_probe"]["lr"]
+        metrics = data["metrics"]["results/zeroi2v/train.json"]["data"]
+        lr = params["methods"]["zeroi2v"]["lr"]
         found.append(metrics | {"lr": float(lr), "epochs": params["train"]["epochs"]})
     return sorted(found, key=lambda one: one["lr"])
 
@@ -43,17 +43,17 @@ def test_an_experiment_changes_params_and_reruns_one_stage(
     project: Path, run: Run, restored: None
 ) -> None:
     comments = (project / "params.yaml").read_text().count("#")
-    done = run("dvc", "exp", "run", *SHORT, "-S", f"{KEY}=0.002", "train@linear_probe")
-    assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["train@linear_probe"]
+    done = run("dvc", "exp", "run", *SHORT, "-S", f"{KEY}=0.002", "train@zeroi2v")
+    assert re.findall(r"Running stage '([^']+)'", done.stdout) == ["train@zeroi2v"]
     (found,) = experiments(run)
     assert (found["lr"], found["epochs"]) == (0.002, 1)
     assert (project / "params.yaml").read_text().count("#") == comments
-    assert len((project / "results/linear_probe/history.csv").read_text().splitlines()) == 2
+    assert len((project / "results/zeroi2v/history.csv").read_text().splitlines()) == 2
 
 
 def test_a_grid_is_queued_and_run(project: Path, run: Run, restored: None) -> None:
     grid = f"{KEY}=0.0001,0.1"
-    queued = run("dvc", "exp", "run", "--queue", *SHORT, "-S", grid, "train@linear_probe")
+    queued = run("dvc", "exp", "run", "--queue", *SHORT, "-S", grid, "train@zeroi2v")
     assert queued.stdout.count("Queued experiment") == 2
     run("dvc", "exp", "run", "--run-all")
     low, high = experiments(run)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import project
 import psutil
 import pytest
 from small_models import two_models_and_a_package
@@ -283,11 +284,13 @@ def test_a_replica_that_dies_comes_back_with_the_models_of_the_day(server: Serve
         assert server.ask("/predict/second", server.video())[0] == 404
 
 
-def test_a_taken_port_is_said_in_a_line(server: Server) -> None:
-    words = command(str(server.root / "two"), "--port", str(server.port))
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith(
+def test_a_taken_port_is_said_in_a_line(
+    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("serve", str(server.root / "two"), "--port", str(server.port))
+    assert project.command(monkeypatch, *words) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.splitlines()[-1].startswith(
         f"vidpipe: --host 127.0.0.1, --port {server.port}: Address already in use"
     )

@@ -78,14 +78,14 @@ def people_config(root: Path, **detection: Any) -> DataConfig:
     )
 
 
-def small_detector(folder: Path, method: str = "st_adapter") -> TrainedModel:
+def small_detector(folder: Path, method: str = "st_adapter", name: str = NAME) -> TrainedModel:
     """A model of the three actions with non-zero adapters, its backbone's weights in `folder`."""
     torch.manual_seed(1)
     file = folder / "vit.safetensors"
-    vit = architecture(BackboneConfig(name=NAME, weights="none"), (HEIGHT, WIDTH))
+    vit = architecture(BackboneConfig(name=name, weights="none"), (HEIGHT, WIDTH))
     randomise(vit, 1)
     save_file(vit.state_dict(), file)
-    backbone = load_backbone(BackboneConfig(name=NAME, weights=str(file)), (HEIGHT, WIDTH))
+    backbone = load_backbone(BackboneConfig(name=name, weights=str(file)), (HEIGHT, WIDTH))
     model = build_method(method, backbone.vit, len(ACTIONS), 4, METHODS[method].Config())
     for tensor in model.adapter_state().values():
         tensor += 0.1 * torch.randn_like(tensor)

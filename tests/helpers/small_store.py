@@ -8,6 +8,7 @@ import numpy as np
 import yaml
 from clips import moving
 from project import PROJECT
+from tracking_store import copy_store
 
 from vidpipe.config.overlay import read_yaml
 from vidpipe.data.config import SamplingConfig, TransformConfig
@@ -43,7 +44,7 @@ def small_store(root: Path, clips: int = 10, task: str = "single_label") -> Fram
 
 
 def small_project(root: Path, clips: int = 10, task: str = "single_label", **train: object) -> None:
-    """A folder to run `vidpipe` in: params.yaml, a store, and the embedded backbone."""
+    """A folder to run `vidpipe` in: params.yaml, a store, the embedded backbone, MLflow's tables."""
     raw = read_yaml(PROJECT / "params.yaml")
     short = {"epochs": 4, "batch_size": 4, "warmup_epochs": 1, "threads": 1, "eval_every": 1}
     weights = str(PROJECT / raw["backbone"]["weights"])
@@ -57,6 +58,7 @@ def small_project(root: Path, clips: int = 10, task: str = "single_label", **tra
     (root / "params.yaml").write_text(yaml.safe_dump(raw))
     (root / "data" / "store").mkdir(parents=True)
     small_store(root / "data" / "store", clips, task)
+    copy_store(root)
 
 
 def train_set(store: FrameStore, **transform: object) -> TrainSet:

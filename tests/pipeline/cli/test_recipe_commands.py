@@ -12,6 +12,7 @@ import pytest
 from clips import moving
 from project import PROJECT
 from small_store import small_store
+from tracking_store import copy_store
 from typer.testing import CliRunner, Result
 
 from pipeline.cli.app import app
@@ -109,7 +110,7 @@ def test_a_recipe_trains_from_a_folder_of_videos(
         file = in_folder / "videos" / "ab"[i % 2] / f"c{i}.mp4"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode_h264(iter(np.roll(moving(20), 3 * i, 2)), 20, 8).data)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{in_folder}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{copy_store(in_folder)}")
     arguments = ("--params", PARAMS, "--recipe", "k400_st_adapter_b16_8f")
     result = invoke("train", *arguments, "--data-root", "videos", **SMALL)
     assert result.exit_code == 0, result.output + repr(result.exception)

@@ -106,6 +106,7 @@ def refused(result: Any) -> str:
 
 def test_yes_without_a_gpu_ends_every_command(in_folder: Path, no_gpu: None) -> None:
     small_project(in_folder, epochs=1, warmup_epochs=0)
+    (in_folder / "mlflow.db").unlink()
     words = ("--method", "st_adapter", "--set", "train.use_gpu=yes")
     for name in (("train",), ("train", "--dry-run"), ("evaluate",), ("export",), ("explain",)):
         assert refused(command(*name, *words)).startswith("train.use_gpu: yes, but torch"), name

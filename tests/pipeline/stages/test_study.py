@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from small_store import small_project
+from tracking_store import copy_store
 
 from pipeline.infra.mlflow.server import tracking_uri
 from pipeline.infra.study import cell as cells
@@ -231,6 +232,7 @@ def test_another_clone_goes_on_from_the_file_of_cells(
     left = {folder.name for folder in Path("study/cells").iterdir()}
     (tmp_path / "results/studies").mkdir(parents=True)
     (tmp_path / file).write_bytes(file.read_bytes())
+    copy_store(tmp_path)
     monkeypatch.chdir(tmp_path)
     record = Record(monkeypatch)
     study_plan.run(*settings(), HERE)

@@ -29,11 +29,11 @@ def videos(folder: Path, name: str, numbers: range, config: SynthConfig) -> None
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drift")
-    config = SynthConfig(duration_s=(1, 1))
+    config = SynthConfig(duration_s=(1, 1), size_px=(40, 64))
     for name in ("move_left", "grow"):
         videos(folder / "videos", name, range(12), config)
         videos(folder / "same", name, range(12, 20), config)
-        other = config.model_copy(update={"fps": 30, "size_px": (200, 220), "noise": 40.0})
+        other = config.model_copy(update={"fps": 30, "size_px": (100, 110), "noise": 40.0})
         videos(folder / "other", name, range(20, 28), other)
     (folder / "other" / "damaged.mp4").write_bytes(b"no video")
     data = DataConfig(root=str(folder / "videos"), val_fraction=0.9)

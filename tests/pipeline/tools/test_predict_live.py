@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import project
 import pytest
 import torch
 from clips import moving
@@ -123,13 +125,25 @@ def test_an_rtsp_camera_that_dies_and_comes_back(
     assert "secret" not in json.dumps(found)
 
 
-def test_a_stream_on_standard_input_ends_with_it(models: Path, tmp_path: Path) -> None:
+def test_a_stream_on_standard_input_ends_with_it(
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     film = write_video(tmp_path / "a.ts", moving(60))
-    with film.open("rb") as file:
-        watched = ["--live", "-", "--window", "0.4", "--step", "0.2"]
-        done = subprocess.run(command(models, *watched), stdin=file, capture_output=True, text=True)
-    found = lines(done.stdout)
-    assert done.returncode == 0, done.stderr
+    watched = ["--live", "-", "--window", "0.4", "--step", "0.2"]
+    kept = os.dup(0)
+    try:
+        with film.open("rb") as file:
+            os.dup2(file.fileno(), 0)
+        code = project.command(monkeypatch, *command(models, *watched)[3:])
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+    said = capsys.readouterr()
+    found = lines(said.out)
+    assert code == 0, said.err
     assert found[-1]["why"] == "end"
     assert found[-1]["windows"] >= 1
 

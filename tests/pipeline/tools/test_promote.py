@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from small_store import small_project
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.infra.mlflow import sqlite_store
 from pipeline.infra.mlflow.server import server_at
 from pipeline.infra.workspace import Workspace, clips_hash, folder_hash
 from pipeline.stages import evaluate, export
@@ -31,20 +29,12 @@ from vidpipe.trained.adapter import save_adapter
 METHOD, MODEL, CLIPS = "linear_probe", "vidpipe-linear_probe", 40
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    sqlite_store.prepare(file)
-    return file
-
-
 @pytest.fixture
 def registry(
-    empty_store: Path, in_folder: Path, monkeypatch: pytest.MonkeyPatch
+    in_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Params, Callable[..., str]]]:
     """Parameters of a folder with a store, and a way to register a version with an evaluation."""
     server_at.cache_clear()
-    shutil.copyfile(empty_store, "mlflow.db")
     small_project(in_folder)
     uri = f"sqlite:///{in_folder}/mlflow.db"
     params = load_params(in_folder / "params.yaml").model_copy(

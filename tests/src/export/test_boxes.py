@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import FAMILIES
 from people import HEIGHT, WIDTH, small_detector
 
 import vidpipe
@@ -22,6 +23,7 @@ from vidpipe.tasks.detection.detector import Detector
 from vidpipe.trained.package import load_package
 from vidpipe.trained.trained_model import TrainedModel
 
+FAMILY = next(iter(FAMILIES))
 CLIPS = torch.randint(
     0, 256, (5, 4, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
 )
@@ -31,7 +33,8 @@ BOXES = torch.cat([CORNERS, CORNERS + 0.4], 2)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
-    return small_detector(tmp_path_factory.mktemp("weights"), "zeroi2v")
+    """Of three blocks: tracing takes a second a block and program."""
+    return small_detector(tmp_path_factory.mktemp("weights"), "zeroi2v", f"tiny_{FAMILY}")
 
 
 @pytest.fixture(scope="module")

@@ -53,13 +53,13 @@ def test_adapters_that_run_again_give_the_same_gradients(name: str, options: dic
 
 def test_what_a_block_of_vit_b_keeps() -> None:
     """MiB at 8 frames of 224 pixels: attention 18.5 and GELU 18.5 of a frozen block, two norms 4.6 each,
-    and of the adapters only what cannot be had again at little cost."""
+    and of the adapters only what cannot be had again at little cost. Of 4 frames it is half."""
     kinds = ("vit_base_patch16_224", "vit_base_patch16_clip_quickgelu_224")
     limits = (("st_adapter", 46.3), ("zeroi2v", 70), ("aim", 81))
     for kind, (name, limit) in itertools.product(kinds, limits):
         vit = timm.create_model(kind, num_classes=0, depth=3)
-        model = METHODS[name](vit, 5, 8, METHODS[name].Config())
-        found = saved_by_block(model, 224, "cpu").blocks[1] / 2**20
+        model = METHODS[name](vit, 5, 4, METHODS[name].Config())
+        found = 2 * saved_by_block(model, 224, "cpu").blocks[1] / 2**20
         assert limit - 3 < found < limit
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from moving_clips import HALF, SIZE, Moving, T
 from safetensors.torch import load_file, save_file
+from shallow import NAME
 from tiny import randomise, tiny_vit
 
 from vidpipe.backbones.config import BackboneConfig
@@ -151,7 +152,7 @@ def test_decay_spares_biases() -> None:
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "vit.safetensors"
-    config = BackboneConfig(name="vit_tiny_patch16_224", weights="none")
+    config = BackboneConfig(name=NAME, weights="none")
     vit = architecture(config, SIZE)
     randomise(vit)
     save_file(vit.state_dict(), path)
@@ -159,9 +160,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def trained_model(weights: Path, name: str) -> TrainedModel:
-    backbone = load_backbone(
-        BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)), SIZE
-    )
+    backbone = load_backbone(BackboneConfig(name=NAME, weights=str(weights)), SIZE)
     model = build_method(name, backbone.vit, 2, T, METHODS[name].Config())
     for tensor in model.adapter_state().values():
         tensor += 0.05 * torch.randn_like(tensor)
@@ -225,18 +224,14 @@ def test_adapters_share_one_backbone_and_keep_what_they_trained(
                 parameter += 0.01 * (index + 1) * torch.randn_like(parameter)
         save_adapter(tmp_path / str(index), trained, {})
         alone.append(trained.model)
-    backbone = load_backbone(
-        BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)), SIZE
-    )
+    backbone = load_backbone(BackboneConfig(name=NAME, weights=str(weights)), SIZE)
     shared = [open_model(tmp_path / str(i), backbone=backbone).model for i in range(len(names))]
     x = clips(1)[0]
     for own, model in zip(alone, shared, strict=True):
         assert torch.equal(own(x), model(x))
     first = backbone.vit.blocks[0].attn.qkv.weight
     assert all(model.vit.blocks[0].attn.qkv.weight is first for model in shared)
-    other = load_backbone(
-        BackboneConfig(name="vit_tiny_patch16_224", weights=str(weights)), SIZE * 2
-    )
+    other = load_backbone(BackboneConfig(name=NAME, weights=str(weights)), SIZE * 2)
     with pytest.raises(VidpipeError, match=r"made for \d+ px, but the backbone it should share"):
         open_model(tmp_path / "0", backbone=other)
 

@@ -256,8 +256,16 @@ MEDIA = sorted(
 )
 
 
+# High dynamic range costs seconds a file. Quick sisters: the same without `_full_range`.
+RANGES = {f"video_colr_nclx_{kind}_full_range.mp4" for kind in ("hdr10", "hlg")}
+
+
 @pytest.mark.skipif(not MEDIA, reason="../shared is not here")
-@pytest.mark.parametrize("path", MEDIA, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.long if p.name in RANGES else []) for p in MEDIA],
+    ids=lambda path: path.name,
+)
 def test_real_files_are_taken_or_refused_for_the_right_reason(path: Path) -> None:
     row = row_of(path, short_side=16)
     assert row["reason"] == expected_reason(path.name), row

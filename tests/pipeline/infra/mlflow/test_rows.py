@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +18,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from small_store import small_project
 from tracking_server import TrackingServer
+from tracking_store import copy_store
 
-from pipeline.infra.mlflow import journal, sqlite_store
+from pipeline.infra.mlflow import journal
 from pipeline.infra.mlflow.server import server_at
 from pipeline.infra.workspace import Workspace, folder_hash
 from pipeline.stages import evaluate, export, train
@@ -30,13 +30,6 @@ from vidpipe.errors import VidpipeError
 from vidpipe.params import Params, TrackingConfig, load_params
 
 METHODS = ("linear_probe", "aim")
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    sqlite_store.prepare(file)
-    return file
 
 
 def project(folder: Path, uri: str, **more: object) -> Params:
@@ -63,16 +56,13 @@ def by_stage(client: MlflowClient) -> dict[str, list[Run]]:
 
 
 @pytest.fixture(scope="module")
-def tracked(
-    empty_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, MlflowClient]]:
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, MlflowClient]]:
     """Two methods through all stages, one of them trained twice."""
     root = tmp_path_factory.mktemp("rows")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         server_at.cache_clear()
-        shutil.copyfile(empty_store, "mlflow.db")
         uri = f"sqlite:///{root}/mlflow.db"
         for method in METHODS:
             all_stages(project(root, uri), method)
@@ -195,10 +185,10 @@ def test_the_same_again_changes_nothing(tracked: tuple[Path, MlflowClient]) -> N
 
 
 def test_what_was_done_without_a_server_is_sent_by_sync(
-    empty_store: Path, in_folder: Path, capsys: pytest.CaptureFixture[str]
+    in_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server_at.cache_clear()
-    store = Path(shutil.copyfile(empty_store, in_folder / "mlflow.db"))
+    store = copy_store(in_folder)
     server = TrackingServer(store)
     params = project(in_folder, server.uri)
     all_stages(params, "aim")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from small_store import small_project
 from tracking_server import TrackingServer
+from tracking_store import copy_store
 
 from pipeline.infra.locks import locked
 from pipeline.infra.mlflow import sqlite_store
@@ -33,17 +33,9 @@ from vidpipe.params import Params, TrackingConfig, load_params
 from vidpipe.training.loop import Trainer
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With its tables: making them takes MLflow a second or more."""
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    sqlite_store.prepare(file)
-    return file
-
-
 @pytest.fixture
-def store(empty_store: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copyfile(empty_store, tmp_path / "mlflow.db"))
+def store(tmp_path: Path) -> Path:
+    return copy_store(tmp_path)
 
 
 @pytest.fixture
