@@ -62,6 +62,18 @@ def test_an_evaluation_has_temporal_map_and_frame_accuracy(trained: Path) -> Non
     assert "still" not in set(table.label)
 
 
+def test_the_report_has_them_beside_the_spans_top1(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = json.loads((trained / "results/linear_probe/eval.json").read_text())
+    monkeypatch.chdir(trained)
+    assert command(monkeypatch, "report") == 0
+    page = (trained / "results/report.md").read_text()
+    assert page.startswith("| method | temporal mAP % | frames right % | top1 % |")
+    assert f"| {100 * found['temporal_map']:.1f} | {100 * found['frame_accuracy']:.1f} |" in page
+    assert "mean over temporal IoUs of 0.3 to 0.7" in page
+
+
 def test_a_model_knows_its_window_and_background(trained: Path) -> None:
     model = open_model(trained / "models/linear_probe/adapter")
     spans = pd.read_csv(trained / "data/synth/spans.csv").query("split == 'train'")
