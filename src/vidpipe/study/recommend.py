@@ -115,17 +115,15 @@ def fell_apart(cells: pd.DataFrame) -> list[str]:
     """
     known = cells[cells.train_top1.notna() & (cells.state == "finished")]
     trials, finals = known[known.kind == "trial"], known[known.kind == "final"]
-    of_trial = (
-        trials.set_index(["method", "fold", "trial"]).train_top1.groupby(level=[0, 1, 2]).max()
-    )
+    of_trial = trials.groupby(["method", "fold", "trial"]).train_top1.max().to_dict()
     found = []
-    for row in finals.itertuples():
-        before = of_trial.get((row.method, row.fold, row.trial))
-        if before is not None and before - row.train_top1 > APART:
-            where = f"{row.method}, fold {row.fold}, seed {row.seed}"
+    for row in finals.to_dict("records"):
+        before = of_trial.get((row["method"], row["fold"], row["trial"]))
+        if before is not None and before - row["train_top1"] > APART:
+            where = f"{row['method']}, fold {row['fold']}, seed {row['seed']}"
             found.append(
-                f"{where} fell apart: it ends with {_percent(row.train_top1)} of its own training clips "
-                f"right, the trial of the same settings with {_percent(before)}; its rate holds or "
+                f"{where} fell apart: it ends with {_percent(row['train_top1'])} of its own training clips "
+                f"right, the trial of the same settings with {_percent(float(before))}; its rate holds or "
                 "fails by chance: more seeds show how often, lower rates mend it"
             )
     return found
