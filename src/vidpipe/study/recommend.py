@@ -122,9 +122,9 @@ def fell_apart(cells: pd.DataFrame) -> list[str]:
         if before is not None and before - row["train_top1"] > APART:
             where = f"{row['method']}, fold {row['fold']}, seed {row['seed']}"
             found.append(
-                f"{where} fell apart: it ends with {_percent(row['train_top1'])} of its own training clips "
-                f"right, the trial of the same settings with {_percent(float(before))}; its rate holds or "
-                "fails by chance: more seeds show how often, lower rates mend it"
+                f"{where} fell apart: it ends with {_percent(row['train_top1'])} of its own training "
+                f"clips right, the trial of the same settings with {_percent(float(before))}; its rate "
+                "holds or fails by chance: more seeds show how often, lower rates mend it"
             )
     return found
 
