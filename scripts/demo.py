@@ -21,9 +21,9 @@ from typing import Any
 from vidpipe.config.yaml_text import read_yaml_file
 
 CLONE = Path(__file__).parents[1]
-TOLERANCE = 0.05
-"""Of accuracies on 104 clips: processors round differently, and a training grows such differences."""
-ACCURACIES = ("top1", "in_pair_top1", "reversed_top1", "shuffled_top1")
+TOLERANCES = {"top1": 0.05, "in_pair_top1": 0.05, "reversed_top1": 0.05, "shuffled_top1": 0.15}
+"""Of accuracies on 104 clips: processors round differently, and a training grows such differences. A
+model has never seen shuffled frames, so that what it says of them turns on the least of these."""
 COSTS = ("tunable", "new_at_inference", "gmacs")
 
 
@@ -40,7 +40,7 @@ def make_project(folder: Path, clone: Path = CLONE) -> None:
 
 
 def differences(project: Path, clone: Path = CLONE) -> Iterator[str]:
-    """A line for each number of `project` that is not the committed one, within TOLERANCE."""
+    """A line for each number of `project` that is not the committed one, within TOLERANCES."""
     for method in sorted(path.parent.name for path in project.glob("results/*/eval.json")):
         committed = clone / "results" / method
         if not (committed / "eval.json").is_file():
@@ -50,8 +50,8 @@ def differences(project: Path, clone: Path = CLONE) -> Iterator[str]:
             (_read(place / "eval.json"), _read(place / "train.json")["cost"])
             for place in (project / "results" / method, committed)
         )
-        for key in ACCURACIES:
-            if key in old and abs(own[key] - old[key]) > TOLERANCE:
+        for key, tolerance in TOLERANCES.items():
+            if key in old and abs(own[key] - old[key]) > tolerance:
                 yield f"{method}: {key} is {own[key]:.1%}, committed {old[key]:.1%}"
         for key in COSTS:
             if own_cost[key] != old_cost[key]:
@@ -88,8 +88,8 @@ def compared(project: Path, clone: Path = CLONE) -> str:
     if found:
         return f"NOT as committed in results/, on {clips}:\n  " + "\n  ".join(found)
     return (
-        f"as committed in results/, on {clips}: accuracies within {100 * TOLERANCE:.0f} points, "
-        "parameters and GFLOPs equal"
+        f"as committed in results/, on {clips}: accuracies within {100 * TOLERANCES['top1']:.0f} points "
+        f"({100 * TOLERANCES['shuffled_top1']:.0f} of shuffled frames), parameters and GFLOPs equal"
     )
 
 
