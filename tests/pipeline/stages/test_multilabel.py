@@ -94,7 +94,7 @@ def test_runs_of_several_labels_are_compared_by_map(
     own = pd.read_csv(trained / "results/linear_probe/per_class.csv").set_index("class")
     assert classes.a["a"] == pytest.approx(own.ap["a"])
     assert command(monkeypatch, "splits", "linear_probe", "st_adapter") == 1
-    assert "several labels a clip" in capsys.readouterr().err.splitlines()[-1]
+    assert "data.task multilabel; expected top-1" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_report_has_map(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
