@@ -20,6 +20,12 @@ def _existing(models: list[str]) -> list[str]:
     return models
 
 
+Inputs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Files, folders, globs, URLs, list.txt or @list of such lines; - reads lines."
+    ),
+]
 Models = Annotated[
     list[str],
     typer.Option(
@@ -70,12 +76,7 @@ def model_folders(models: Sequence[str], weights: str | None) -> tuple[Path, ...
 
 def predict(
     model: Models,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Files, folders, globs, URLs, list.txt or @list of such lines; - reads lines."
-        ),
-    ] = None,
+    inputs: Inputs = None,
     live: Annotated[
         str | None,
         typer.Option(
@@ -160,12 +161,7 @@ def predict(
 
 def embed(
     model: Models,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Files, folders, globs, URLs, list.txt or @list of such lines; - reads lines."
-        ),
-    ] = None,
+    inputs: Inputs = None,
     *,
     store: Annotated[
         Path | None, typer.Option(help="In place of inputs: a frame store, such as data/store.")

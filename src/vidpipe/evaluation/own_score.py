@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Score: TypeAlias = Callable[[Array], float]
 """(G,) how often each group counts -> the score; NaN where no class of these groups has a sample."""
 Scores: TypeAlias = Callable[[Array], tuple[float, float]]
-"""Those of both."""
+"""The same for two models: the scores of `a` and of `b`."""
 
 
 @dataclass(frozen=True)

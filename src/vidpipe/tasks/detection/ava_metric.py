@@ -78,9 +78,8 @@ def frame_map(
 
 def map_of_rows(truth: Boxes, found: Boxes, names: Mapping[int, str]) -> dict[str, Any]:
     """`frame_map` of rows in memory, all of them of actions in `names`; frames are numbered by their
-    first
-    row, as `numbered` does."""
-    found, correct = matched(truth, found)
+    first row, as `numbered` does."""
+    found, correct = _matched(truth, found)
     ap: dict[str, float | None] = {}
     for action, name in sorted(names.items()):
         own, positives = found.action == action, int((truth.action == action).sum())
@@ -90,7 +89,7 @@ def map_of_rows(truth: Boxes, found: Boxes, names: Mapping[int, str]) -> dict[st
     return {"map": float(np.mean(scored)) if scored else float("nan"), "ap": ap}
 
 
-def matched(truth: Boxes, found: Boxes) -> tuple[Boxes, NDArray[np.bool_]]:
+def _matched(truth: Boxes, found: Boxes) -> tuple[Boxes, NDArray[np.bool_]]:
     """The detections that count, in the order of the evaluator, and (N,) whether each is the first on a
     ground truth."""
     index, correct = matches(truth, found)
