@@ -12,13 +12,12 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vidpipe.backbones.mlp import MLPS, hidden, input_layers, joint, output_layer
-from vidpipe.backbones.ops import project
+from vidpipe.backbones.ops import attention, project
 
 Part = Literal["q", "k", "v", "out", "up", "down"]
 """A linear map of a block: the projections of attention, and the MLP's input and output. The two halves
@@ -105,8 +104,7 @@ class BlockView:
         return self._attend(*self.normed(self.heads(q), self.heads(k)), v, None)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        mask = None if bias is None else bias.to(q.dtype)
-        out = F.scaled_dot_product_attention(q, k, self.heads(v), attn_mask=mask, scale=self.scale)
+        out = attention(q, k, self.heads(v), bias, self.scale)
         return self.inner_norm(out.transpose(1, 2).flatten(2))
 
     def inner_norm(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from timm.models.swin_transformer import (
 from torch import Tensor, nn
 
 from vidpipe.backbones.block import BlockView
-from vidpipe.backbones.ops import to_space, to_time
+from vidpipe.backbones.ops import attention, to_space, to_time
 
 SWINS = (SwinTransformer, SwinTransformerV2)
 
@@ -99,7 +99,7 @@ class WindowView(BlockView):
         # Every frame's windows get the same biases.
         parts = (*self.place(q, k), self.heads(v))
         q, k, v = (x.unflatten(0, (-1, bias.shape[0])) for x in parts)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
+        out = attention(q, k, v, bias, self.scale)
         return out.flatten(0, 1).transpose(1, 2).flatten(2)
 
     def attention_in_windows(self, x: Tensor) -> Tensor:
@@ -116,9 +116,7 @@ class WindowView(BlockView):
         q, k, v = self.project(x)
         q, k, v = *self.place(q, k), self.heads(v)
         bias = table[time_distance(num_frames, table.device)].permute(2, 0, 1)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias[None].to(q.dtype), scale=self.scale
-        )
+        out = attention(q, k, v, bias[None], self.scale)
         x = self.out(out.transpose(1, 2).flatten(2))
         return to_space(x, grid.numel()).unflatten(1, grid)
 
