@@ -1,14 +1,14 @@
 """What trainings cost on kept features (`train.cache_features: exact`) beside trainings on frames.
 
     python benchmarks/cache_features.py [--clips 64] [--rounds 5] [--device cuda] [--precision bf16]
-        [--backbone vit_base_patch16_224] [--only aim]
+        [--backbone vit_base_patch16_224] [--only top]
 
 8 frames of 224 pixels, random weights. `linear_probe`: epochs of one Trainer each, from a frame store
 of rendered clips, the first left out (it fills caches of both); rounds alternate between frames and
-features. `20 trials`: such an epoch of one training on features, and of twenty side by side. `aim`: a
-step (forward, backward, AdamW) of AIM with its upper blocks adapted, on features, beside the same model
-on frames and AIM with all blocks adapted on frames. Ratios are medians over rounds; `saved` is what
-autograd keeps for the backward pass, as in `patch_drop.py`.
+features. `20 trials`: such an epoch of one training on features, and of twenty side by side. `top`:
+steps (forward, backward, AdamW) of one clip with the upper half of the blocks adapted, on frames, on
+features, and on half the patches of those, over a step with all blocks adapted on frames. Ratios are
+medians over rounds; `saved` is what autograd keeps for the backward pass, as in `patch_drop.py`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from vidpipe.data.dataset import Clips, TrainSet
 from vidpipe.data.model_input import InputForm
 from vidpipe.features.cache import FeatureCache
 from vidpipe.methods.base import VideoModel
+from vidpipe.methods.noise import lowbias32
+from vidpipe.methods.patch_drop import PatchDrop
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.methods.split import Split
 from vidpipe.training.config import TrainConfig
@@ -47,6 +49,8 @@ from vidpipe.video.store import FrameStore, write_manifest
 T, SIZE = 8, 224
 BACKBONE = "vit_base_patch16_224"
 NORMAL = (0.5, 0.5, 0.5)
+FIRST: dict[str, Any] = {"temporal_embedding_at": "first_adapted"}
+TOP: dict[str, dict[str, Any]] = {"st_adapter": {}, "zeroi2v": FIRST, "aim": FIRST}
 
 
 def store_of(root: Path, clips: int) -> FrameStore:
@@ -147,45 +151,59 @@ def epoch(trainer: Trainer) -> None:
     trainer.progress.epoch, trainer.progress.batch = trainer.progress.epoch + 1, 0
 
 
-def aim(rounds: int, device: torch.device, precision: str) -> None:
-    """A step of one clip."""
-    top: dict[str, Any] = {"blocks": range(6, 12), "temporal_embedding_at": "first_adapted"}
-    half, whole = model_of("aim", device, **top), model_of("aim", device)
-    split = Split(half)
+def top_half(rounds: int, device: torch.device, precision: str) -> None:
+    """A step of one clip: adapters in all blocks, in the upper half, on features, on half of those."""
     clips = torch.randn(1, 3, T, SIZE, SIZE, device=device)
     labels = torch.zeros(1, dtype=torch.long, device=device)
     cast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    with cast:
-        features = split.frozen(clips)
-    steps, saved = {}, {}
-    for name, model, forward, x in (
-        ("features", half, split, features),
-        ("frames", half, half, clips),
-        ("all blocks", whole, whole, clips),
-    ):
-        model.train()
+    print(
+        "A step with adapters in the top half, over one with adapters in all blocks (saved: the same)"
+    )
+    print("| method | all blocks, s | on frames | on features | and half the patches |")
+    print("| --- | --- | --- | --- | --- |")
+    for method, more in TOP.items():
+        whole = model_of(method, device)
+        depth = len(whole.blocks)
+        half = model_of(method, device, blocks=range(depth // 2, depth), **more)
+        split = Split(half)
         with cast:
-            saved[name] = saved_bytes(forward, x)  # type: ignore[arg-type]
-        config = TrainConfig(epochs=1, batch_size=1, warmup_epochs=0)
-        optimizer = make_optimizer(model, config, device)
+            features = split.frozen(clips)
+        steps: dict[str, Callable[[], None]] = {}
+        saved = {}
+        for name, model, forward, x, drop in (
+            ("all blocks", whole, whole, clips, None),
+            ("on frames", half, half, clips, None),
+            ("on features", half, split, features, None),
+            ("and half the patches", half, split, features, PatchDrop(0.5)),
+        ):
+            config = TrainConfig(epochs=1, batch_size=1, warmup_epochs=0)
+            optimizer = make_optimizer(model, config, device)
+            model.train().clip_keys.now = torch.tensor([lowbias32(1)], device=device)
 
-        def step(
-            forward: Any = forward, x: Any = x, optimizer: torch.optim.AdamW = optimizer
-        ) -> None:
-            optimizer.zero_grad(set_to_none=True)
+            def step(
+                model: VideoModel = model,
+                forward: Any = forward,
+                x: Any = x,
+                drop: PatchDrop | None = drop,
+                optimizer: torch.optim.AdamW = optimizer,
+            ) -> None:
+                model.patch_drop = drop
+                optimizer.zero_grad(set_to_none=True)
+                with cast:
+                    loss = F.cross_entropy(forward(x), labels)
+                loss.backward()
+                optimizer.step()
+
+            steps[name], model.patch_drop = step, drop
             with cast:
-                loss = F.cross_entropy(forward(x), labels)
-            loss.backward()
-            optimizer.step()
-
-        steps[name] = step
-    times = medians(rounds, steps)
-    print("| aim, top half, on features, beside | its step, s | step ratio | saved ratio |")
-    print("| --- | --- | --- | --- |")
-    for name, of in (("frames", "the same on frames"), ("all blocks", "all blocks on frames")):
-        seconds, share = statistics.median(times[name]), saved["features"] / saved[name]
-        step_ratio = ratio(times["features"], times[name])
-        print(f"| {of} | {seconds:.2f} | {step_ratio:.2f} | {share:.2f} |", flush=True)
+                saved[name] = saved_bytes(forward, x)  # type: ignore[arg-type]
+        times = medians(rounds, steps)
+        cells = (
+            f"{ratio(times[name], times['all blocks']):.2f} ({saved[name] / saved['all blocks']:.2f})"
+            for name in list(steps)[1:]
+        )
+        seconds = statistics.median(times["all blocks"])
+        print(f"| {method} | {seconds:.2f} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -195,7 +213,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backbone", default=BACKBONE)
-    parser.add_argument("--only", choices=("probe", "aim"))
+    parser.add_argument("--only", choices=("probe", "top"))
     given = parser.parse_args()
     globals()["BACKBONE"] = given.backbone
     use_cpu(1)
@@ -205,8 +223,8 @@ def main() -> None:
     if not given.only or given.only == "probe":
         with tempfile.TemporaryDirectory() as root:
             probe(Path(root), given.clips, given.rounds, device, given.precision)
-    if not given.only or given.only == "aim":
-        aim(given.rounds, device, given.precision)
+    if not given.only or given.only == "top":
+        top_half(given.rounds, device, given.precision)
 
 
 if __name__ == "__main__":

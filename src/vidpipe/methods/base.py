@@ -155,14 +155,16 @@ class VideoModel(nn.Module):
 
     def first_tokens(self, video: Tensor) -> Tensor:
         """What the first block reads of (B, 3, T, H, W) clips: (B*T, N, D), of the patches that stay."""
-        num_frames = video.shape[2]
-        x = self.embed(fold_frames(video), num_frames)
+        return self.drop_patches(self.embed(fold_frames(video), video.shape[2]), video)
+
+    def drop_patches(self, x: Tensor, clips: Tensor) -> Tensor:
+        """Tokens (B*T, N, D) of `clips` -> those of the patches that stay; all of them at inference."""
         self.view.kept = None
-        if self.patch_drop is not None and self.training:
-            own = self.patch_drop(video, self.view.grid, self.clip_keys.now)
-            self.view.kept = own.repeat_interleave(num_frames, 0)
-            x = only(x, self.view.kept, self.view.num_prefix_tokens)
-        return x
+        if self.patch_drop is None or not self.training:
+            return x
+        own = self.patch_drop(clips, self.view.grid, self.clip_keys.now)
+        self.view.kept = own.repeat_interleave(len(x) // len(clips), 0)
+        return only(x, self.view.kept, self.view.num_prefix_tokens)
 
     def through_blocks(
         self, x: Tensor, num_frames: int, first: int = 0, end: int | None = None

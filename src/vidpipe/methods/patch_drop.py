@@ -38,7 +38,7 @@ class PatchDrop:
         """Patches that stay, ascending.
 
         Args:
-            video: (B, 3, T, H, W).
+            video: (B, 3, T, H, W) clips; at random, any tensor of B of them, such as kept features.
             grid: rows and columns of patches.
             keys: (B,) of the clips, as `Keys.now`; None: drawn from torch's own generator.
 

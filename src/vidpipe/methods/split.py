@@ -83,15 +83,20 @@ class Split(nn.Module):
         return (x.unflatten(0, (-1, num_frames)).float(),)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """What `frozen` gave -> (B, C) logits."""
+        """What `frozen` gave -> (B, C) logits.
+
+        With `patch_drop`, patches are left out behind the cut: those that stay have seen the others in
+        the frozen blocks.
+        """
         model = self.model
         model.view.kept = None
         if isinstance(model, FrozenReader):
             return model.decide(self._blocks(features))
-        (x,) = features
-        num_frames, x = x.shape[1], x.flatten(0, 1)
+        (clips,) = features
+        num_frames, x = clips.shape[1], clips.flatten(0, 1)
         if self.cut == POOLED:
             return model.classify_pooled(x, num_frames)
+        x = model.drop_patches(x, clips)
         return model.classify(model.through_blocks(x, num_frames, self.cut), num_frames)
 
     def _blocks(self, features: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -108,6 +113,13 @@ class Split(nn.Module):
         if self.cut == POOLED:
             return "features of frames"
         return f"tokens behind block {self.cut} of {len(self.model.blocks)}"
+
+    @property
+    def whole_grid(self) -> str | None:
+        """Why no patches can be dropped behind the cut (`train.patch_drop`); None: they can."""
+        if self.cut == POOLED or isinstance(self.model, FrozenReader):
+            return f"with train.cache_features, {self.what} are all that it sees"
+        return self.model.whole_grid
 
     def identity(self) -> list[Any]:
         """What decides the kept tensors, beside weights, input and machine: plain values."""

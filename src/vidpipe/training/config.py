@@ -121,7 +121,7 @@ class TrainConfig(Section):
         ge=0,
         lt=1,
         description="share of the patches that a training step leaves out, the same in every frame of a "
-        "clip; validation and tests see all",
+        "clip, with cache_features behind the frozen blocks; validation and tests see all",
     )
     patch_drop_by: Annotated[Literal["random", "motion"], AbsentAtDefault()] = Field(
         "random", description="motion: those that change least over the clip go first"
@@ -171,10 +171,10 @@ class TrainConfig(Section):
                 f"train.batch_size {self.batch_size} does not divide into accumulate "
                 f"{self.accumulate} parts on {max(1, self.num_workers)} workers"
             )
-        if self.cache_features != "off" and self.patch_drop:
+        if self.cache_features != "off" and self.patch_drop and self.patch_drop_by == "motion":
             raise ValueError(
-                f"train.cache_features: patch_drop {self.patch_drop:g} leaves out other patches in each "
-                "step, so frozen features change; set one of them to its default"
+                "train.patch_drop_by: motion is seen in frames, which a training on kept features does "
+                "not read; set it to random, or train.cache_features to off"
             )
         if self.steps is None and self.warmup_epochs >= self.epochs:
             raise ValueError(

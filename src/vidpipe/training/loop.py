@@ -125,7 +125,7 @@ class Trainer:
         self.trained = trained_parameters(model)
         if not self.trained:
             raise VidpipeError(f"method {model.name}: it trains nothing; evaluate it as it is")
-        refuse_patch_drop(model, config)
+        refuse_patch_drop(model, config, split)
         same_start(list(self.trained.values()))
         self.optimizer = make_optimizer(model, config, self.device)
         self.ema = Ema(self.trained, config.ema_decay) if config.ema_decay is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.patch_drop import PatchDrop
+from vidpipe.methods.split import Split
 from vidpipe.training.config import TrainConfig
 
 
@@ -14,9 +15,10 @@ def drop_patches(model: VideoModel, config: TrainConfig, done: float) -> None:
     model.patch_drop = PatchDrop(config.patch_drop, config.patch_drop_by) if drops else None
 
 
-def refuse_patch_drop(model: VideoModel, config: TrainConfig) -> None:
-    """Raises VidpipeError where patches are to be dropped and the model needs them all."""
-    if config.patch_drop and (why := model.whole_grid):
+def refuse_patch_drop(model: VideoModel, config: TrainConfig, split: Split | None = None) -> None:
+    """Raises VidpipeError where patches are to be dropped and the model, or what is trained of it on
+    kept features, needs them all."""
+    if config.patch_drop and (why := (model if split is None else split).whole_grid):
         raise VidpipeError(
             f"train.patch_drop: {config.patch_drop:g}, but method {model.name} needs every patch here: "
             f"{why}; set it to 0"

@@ -224,7 +224,7 @@ REFUSED = {
     "transform.erase_probability=0.1": "transform.erase_probability draws",
     "transform.mixup_alpha=0.2": "transform.mixup_alpha mixes the pixels",
     "transform.crop=random": "but transform.crop: random draws",
-    "train.patch_drop=0.5": "patch_drop 0.5 leaves out",
+    "train.patch_drop=0.5": "linear_probe needs every patch here: .* features of frames are all",
 }
 
 
@@ -234,6 +234,31 @@ def test_what_changes_by_epoch_is_refused(text: str, message: str, project: Path
     with pytest.raises(VidpipeError, match=message) as refused:
         trainer_of(project, "linear_probe", *sets)
     assert "\n" not in str(refused.value)
+
+
+def test_patches_of_kept_features_are_left_out_while_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = ("train.patch_drop=0.5", "train.patch_drop_until=0.5")
+    run = trainer_of(project, "st_adapter", *EXACT, *options("st_adapter"), *half)
+    frames_are_not_read(monkeypatch)
+    tokens: list[tuple[bool, int]] = []
+    run.model.view.blocks[3].norm1.register_forward_hook(
+        lambda m, i, o: tokens.append((run.model.training, i[0].shape[-2]))
+    )
+    trained(run)
+    assert [n for training, n in tokens if training][:1] == [1 + 8]
+    assert [n for training, n in tokens if training][-1:] == [1 + 16]
+    assert {n for training, n in tokens if not training} == {1 + 16}
+    with pytest.raises(VidpipeError, match=r"train.*patch_drop_by: motion is seen in frames"):
+        trainer_of(
+            project,
+            "st_adapter",
+            *EXACT,
+            *options("st_adapter"),
+            *half,
+            "train.patch_drop_by=motion",
+        )
 
 
 def test_clips_that_leave_no_choice_of_frames_need_no_other_sampling(project: Path) -> None:

@@ -13,6 +13,7 @@ from tiny import randomise, tiny_vit
 
 from vidpipe.errors import VidpipeError
 from vidpipe.methods.base import VideoModel
+from vidpipe.methods.patch_drop import PatchDrop
 from vidpipe.methods.registry import METHODS, build_method
 from vidpipe.methods.split import POOLED, Split
 
@@ -87,6 +88,30 @@ def test_the_rest_on_kept_features_has_the_models_own_bits(
     assert len(whole) == len(kept) > 1
     for a, b in zip(whole, kept, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("name", "options", "cut"), TOP)
+def test_patches_are_left_out_behind_the_cut(name: str, options: dict[str, Any], cut: int) -> None:
+    model = make(name, options)
+    split, video = Split(model), torch.randn(2, 3, T, 32, 32)
+    if split.whole_grid is not None:
+        assert cut in (0, POOLED)
+        assert split.whole_grid.endswith(f"{split.what} are all that it sees")
+        return
+    (features,) = split.frozen(video)
+    keys = torch.tensor([3, 2**31])
+    model.patch_drop, model.clip_keys.now = PatchDrop(0.5), keys
+    place = 1 + model.patch_drop(video, (4, 4), keys)[1, 2]
+    others = torch.randn_like(features)
+    for clip, kept in enumerate(model.patch_drop(video, (4, 4), keys)):
+        others[clip, :, [0, *(1 + kept)]] = features[clip, :, [0, *(1 + kept)]]
+    model.train()
+    half = split((features,))
+    assert torch.equal(split((others,)), half)
+    others[1, :, place] += 1
+    assert not torch.equal(split((others,)), half)
+    model.patch_drop = None
+    assert not torch.allclose(split((features,)), half)
 
 
 @every
