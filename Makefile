@@ -54,6 +54,7 @@ lint: $(READY) ## Ruff, its formatter and the type checker
 	ruff check .
 	ruff format --check .
 	mypy
+	mypy benchmarks examples
 
 docs: $(READY) ## Build the documentation into build/docs; a broken link is an error
 	sphinx-build -W --keep-going -q -b html docs build/docs

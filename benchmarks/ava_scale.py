@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +46,7 @@ def timed(what: str, work: Callable[[], Result]) -> Result:
     return result
 
 
-def annotations(root: Path, boxes: int, rng: np.random.Generator) -> None:
+def write_annotations(root: Path, boxes: int, rng: np.random.Generator) -> None:
     names = [f'item {{ name: "action {i}" id: {i} }}' for i in range(1, ACTIONS + 1)]
     (root / "ava_action_list_v2.2.pbtxt").write_text("\n".join(names))
     counted = root / "ava_action_list_v2.2_for_activitynet_2019.pbtxt"
@@ -106,7 +107,7 @@ def main() -> None:
         root.mkdir()
         timed(
             "annotations are written",
-            lambda: annotations(root, given.boxes, np.random.default_rng(0)),
+            lambda: write_annotations(root, given.boxes, np.random.default_rng(0)),
         )
         config = DataConfig.model_validate(
             {"root": str(root), "task": "detection", "layout": "ava", "detection": {"start_s": 900}}
@@ -115,13 +116,14 @@ def main() -> None:
         store = timed("table of boxes, store", lambda: store_of(Path(folder) / "store", listing))
         clips: dict[str, Any] = {}
         for split in VIDEOS:
-            clips[split] = own = timed(
+            own: Any = timed(
                 f"key frames of {split}",
-                lambda split=split: open_clips(store, split, listing.classes),
+                partial(open_clips, store, split, listing.classes),
             )
             print(
                 f"{'':21}{len(own)} key frames, {len(own.truth)} boxes, at most {own.most} in one"
             )
+            clips[split] = own
         timed(
             "10,000 samples' frames, boxes and targets",
             lambda: asked(clips["train"], sampling, 10_000),

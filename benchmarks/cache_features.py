@@ -34,6 +34,7 @@ from vidpipe.data.config import SamplingConfig, TransformConfig
 from vidpipe.data.dataset import Clips, TrainSet
 from vidpipe.data.model_input import InputForm
 from vidpipe.features.cache import FeatureCache
+from vidpipe.features.place import Place
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import lowbias32
 from vidpipe.methods.patch_drop import PatchDrop
@@ -122,9 +123,9 @@ def probe(root: Path, clips: int, rounds: int, device: torch.device, precision: 
     )
     model = model_of("linear_probe", device)
     split = Split(model)
-    samples, _ = FeatureCache(root / "features", split, backbone, config, device, print).sets(
-        data, None
-    )
+    samples, _ = FeatureCache(
+        Place(root / "features"), split, backbone, config, device, print
+    ).sets(data, None)
     rest = (None, config, (NORMAL, NORMAL))
     options: dict[str, Any] = {"device": device, "split": split}
     rates = [model.config.model_copy(update={"lr": 1e-4 * 1.4**k}) for k in range(20)]

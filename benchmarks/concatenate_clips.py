@@ -57,8 +57,8 @@ def concatenate(clips: Sequence[Path], out: Path, crf: int = 14) -> tuple[Fracti
                 counts[-1] += 1
                 yield frame
 
-    with av.open(str(out), "w") as container:
-        video = container.add_stream("libx264", rate=fps)
+    with av.open(str(out), "w") as written:
+        video = written.add_stream("libx264", rate=fps)
         video.pix_fmt, video.options = "yuv420p", {"crf": str(crf)}
         for index, frame in enumerate(frames()):
             if index == 0:
@@ -68,8 +68,8 @@ def concatenate(clips: Sequence[Path], out: Path, crf: int = 14) -> tuple[Fracti
                     f"{clips[len(counts) - 1]}: {frame.shape[1]}x{frame.shape[0]} pixels, and the "
                     f"video's first clip has {video.width}x{video.height}; one shape a video"
                 )
-            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(video.encode(None))
+            written.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        written.mux(video.encode(None))
     return fps, counts
 
 

@@ -15,9 +15,11 @@ import io
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from vidpipe.data.fingerprint import fingerprint, small_frames
@@ -29,7 +31,7 @@ Rate = Fraction
 
 
 def read(file: str | io.BytesIO) -> tuple[Video, Rate]:
-    with av.open(file) as container:
+    with av.open(file, "r") as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         return np.stack(frames), Fraction(stream.average_rate or 25)
@@ -41,7 +43,7 @@ def encoded(
     """Through the encoder and back."""
     file = io.BytesIO()
     with av.open(file, "w", format="matroska") as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = cast(VideoStream, container.add_stream(codec, rate=rate))
         height, width = (max(16, round(side * scale / 2) * 2) for side in video.shape[1:3])
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {"crf": str(crf)} if codec == "libx264" else {"qmin": "8", "qmax": "8"}

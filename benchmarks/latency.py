@@ -143,7 +143,9 @@ def main() -> None:
     precisions = sorted(given.precisions.split(","), key=lambda name: name != "fp32")
     settings = [(p, int(b)) for p in precisions for b in given.batches.split(",")]
     built = models(given.model, given.frames)
-    size = timm.get_pretrained_cfg(given.model).input_size[-1]
+    zoo = timm.get_pretrained_cfg(given.model)
+    assert zoo is not None, given.model
+    size = zoo.input_size[-1]
     clips = torch.randn(max(b for _, b in settings), 3, given.frames, size, size)
     sessions: dict[str, Run] = {}
     with TemporaryDirectory() as folder:

@@ -150,7 +150,10 @@ def quality(sources: list[Path], stores: dict[str, FrameStore]) -> None:
             path = next(p for p in sources if f"{p.parent.name}/{p.stem}" == store.rows.id[clip])
             with av.open(str(path)) as container:
                 true = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)])
-            error = np.mean((store.read(clip, range(len(true))).astype(np.float32) - true) ** 2)
+            error = np.mean(
+                (store.read(clip, range(len(true))).astype(np.float32) - true.astype(np.float32))
+                ** 2
+            )
             ratios.append(10 * np.log10(255**2 / error))
         size, middle = store.rows["nbytes"].sum(), statistics.median(ratios)
         kib = size / store.rows.frames.sum() / 1024

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -88,7 +89,7 @@ def main() -> None:
         for i in range(given.inputs):
             yield f"clip{i}"
 
-    written = predict._write
+    written = predict.write_rows
 
     def watched(rows, file, first_model):  # type: ignore[no-untyped-def]
         def passing():  # type: ignore[no-untyped-def]
@@ -105,7 +106,7 @@ def main() -> None:
 
         return written(passing(), file, first_model)
 
-    predict._write = watched
+    predict.write_rows = watched
     predict.sources = lambda _: inputs()  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -113,11 +114,11 @@ def main() -> None:
         if not given.ray:
             whole = predict.open_models
 
-            def with_one_layer(folders, weights):  # type: ignore[no-untyped-def]
+            def with_one_layer(folders: Any, weights: Any) -> Any:
                 opened = whole(folders, weights)
-                return {name: replace(m, model=OneLayer()) for name, m in opened.items()}
+                return {name: replace(m, model=cast(Any, OneLayer())) for name, m in opened.items()}
 
-            predict.open_models = with_one_layer
+            predict.open_models = with_one_layer  # type: ignore[assignment]
         job = predict.Job((package,), workers=given.workers)
         ray = "local" if given.ray else "none"
         predict.run(job, [], out=root / "rows.parquet", ray=ray, work=predict_memory.made_up)

@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -61,13 +62,13 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     for name, model in models.items():
         saved = saved_by_block(model, SIZE, "cpu")
-        own, kept = max(saved.blocks) / 2**20, max(saved.inputs) / 2**20
-        recomputed = kept if own else 0.0
-        print(f"| {name} | {own:.1f} | {min(own, recomputed):.1f} | {saved.rest / 2**20:.1f} |")
+        held, kept = max(saved.blocks) / 2**20, max(saved.inputs) / 2**20
+        recomputed = kept if held else 0.0
+        print(f"| {name} | {held:.1f} | {min(held, recomputed):.1f} | {saved.rest / 2**20:.1f} |")
     if given.memory_only:
         return
     clip, label = torch.randn(1, 3, T, SIZE, SIZE), torch.zeros(1, dtype=torch.long)
-    plain = timm.create_model("vit_base_patch16_224", num_classes=0).eval()
+    plain: Any = timm.create_model("vit_base_patch16_224", num_classes=0).eval()
     frames = clip[0].transpose(0, 1).contiguous()
 
     def step(name: str) -> None:
@@ -87,8 +88,8 @@ def main() -> None:
         base.append(seconds(forward))
         for name in models:
             # Beside each other: a forward just before and after the step.
-            before, own, after = seconds(forward), seconds(lambda: step(name)), seconds(forward)  # noqa: B023
-            ratios[name].append(own / statistics.mean((before, after)))
+            before, it, after = seconds(forward), seconds(lambda: step(name)), seconds(forward)  # noqa: B023
+            ratios[name].append(it / statistics.mean((before, after)))
     print(f"\nfrozen forward {statistics.median(base[1:]):.2f} s, {given.threads} threads")
     print("| method | step / frozen forward | floor |")
     print("| --- | --- | --- |")
