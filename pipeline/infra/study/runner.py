@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +93,11 @@ class _Runner:
     def __init__(self, plan: Plan, parent: TrackedRun, stop: Path, request: StopRequest) -> None:
         self.plan, self.parent, self.stop, self.request = plan, parent, stop, request
         self.costs = {row.row.name: row.training_gmacs for row in plan.rows}
-        self.left = sum(work for *_, work in plan.work())
+        self.left: dict[str, float] = {}
+        """Work to do, by row."""
+        for row, *_, work in plan.work():
+            self.left[row.row.name] = self.left.get(row.row.name, 0.0) + work
+        self.at_once = max(1, plan.params.study.num_workers)
         self.local: CellRunner | None = None
         self.pace = _Pace()
         self.cells: dict[str, Cell] = {}
@@ -126,7 +130,7 @@ class _Runner:
         for cell in unique.values():
             if (known := done(cell, workspace)) is not None:
                 self.pace.learn(cell, known, self.costs)
-                self.left -= cell.work
+                self.left[cell.row] -= cell.work
                 self._track(cell, known)
         if pending:
             before = (
@@ -153,8 +157,8 @@ class _Runner:
                     result = read_result(cell.folder(self.plan.workspace))
                     assert result is not None, key
                     self.pace.learn(cell, result, self.costs)
-                    self.left -= cell.work
-                    eta = self.pace.left(self.left)
+                    self.left[cell.row] -= cell.work
+                    eta = self.pace.left(self.left, self.at_once)
                     bar.update(task, advance=1, info=eta)
                     console.print(f"{cell}: {_line(cell, result, self.plan.task)}; {eta}")
                     self._track(cell, result)
@@ -296,12 +300,18 @@ class _Pace:
             )
             self.work[cell.row] = self.work.get(cell.row, 0.0) + work
 
-    def left(self, work: float) -> str:
-        """How long so much takes at the mean pace."""
+    def left(self, work: Mapping[str, float], at_once: int) -> str:
+        """How long so much takes, by row, at each row's own pace, or at the mean of the others."""
         known = sum(self.work.values())
         if not known:
             return "time left unknown"
-        return f"{duration(max(0.0, round(work, 6)) * sum(self.seconds.values()) / known)} left"
+        mean = sum(self.seconds.values()) / known
+        seconds = sum(
+            max(0.0, round(own, 6))
+            * (self.seconds[row] / self.work[row] if row in self.work else mean)
+            for row, own in work.items()
+        )
+        return f"{duration(seconds / at_once)} left"
 
 
 def _line(cell: Cell, result: Result, task: Task) -> str:
