@@ -120,7 +120,10 @@ def fell_apart(cells: pd.DataFrame) -> list[str]:
     for row in finals.to_dict("records"):
         before = of_trial.get((row["method"], row["fold"], row["trial"]))
         if before is not None and before - row["train_top1"] > APART:
-            where = f"{row['method']}, fold {row['fold']}, seed {row['seed']}"
+            part = f"fold {row['fold']}" + (
+                "" if row["fraction"] == 1 else f" at {row['fraction']:g}"
+            )
+            where = f"{row['method']}, {part}, seed {row['seed']}"
             found.append(
                 f"{where} fell apart: it ends with {_percent(row['train_top1'])} of its own training "
                 f"clips right, the trial of the same settings with {_percent(float(before))}; its rate "

@@ -118,6 +118,10 @@ def test_a_training_that_falls_apart_is_named() -> None:
         "aim, fold 1, seed 0 fell apart: it ends with 44.0 % of its own training"
     )
     assert "the trial of the same settings with 98.0 %" in line
+    quarter = pd.DataFrame(rows[2:3], columns=columns).assign(fraction=0.25)
+    whole = pd.DataFrame(rows[:1], columns=columns).assign(fraction=1.0)
+    (line,) = fell_apart(pd.concat([whole, quarter]))
+    assert line.startswith("aim, fold 1 at 0.25, seed 0 fell apart")
 
 
 def test_what_is_no_better_than_chance_and_the_order_of_frames_are_said() -> None:
