@@ -62,7 +62,7 @@ def settings(params: Params, method: str) -> dict[str, Any]:
         "size": params.transform.size,
         "epochs": params.train.epochs,
         "batch_size": params.train.batch_size,
-        "lr": own.peak_lr(params.train.batch_size),
+        "lr": "auto" if own.lr == "auto" else own.peak_lr(params.train.batch_size),
         "seed": params.train.seed,
         **{key: value for key, value in plain.items() if value is not None},
     }

@@ -34,6 +34,8 @@ def of_a_probe(params: Params, method: str) -> bool:
     """Whether trainings of `method` can go side by side on kept features."""
     device = choose_device(params.train.use_gpu)
     half = autocast_dtype(params.train.precision, device) == torch.float16
+    if params.method(method).lr == "auto":  # which each training finds by itself
+        return False
     return method in PROBES and params.train.cache_features != "off" and not half
 
 

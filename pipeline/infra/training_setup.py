@@ -118,7 +118,7 @@ class TrainingSetup:
         clips, task = self.train_set.clips, self.trained.task
         return RateWatch(
             f"methods.{name}.{'base_lr' if config.lr is None else 'lr'}",
-            config.peak_lr(self.params.train.batch_size),
+            lambda: trainer.peak_lr,
             guess=task.guess(len(clips.classes)),
             chance=task.chance(clips.labels, self.params.train.balance == "sample"),
             clips=trainer.batches.clips,

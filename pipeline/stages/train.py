@@ -206,6 +206,7 @@ def _publish(
         "train": params.train.model_dump(mode="json"),
         "identity": identity,
     }
+    extra |= {} if progress.lr is None else {"lr": progress.lr}
     if params.train.publish == "best":
         metrics = progress.history[published - 1]
         extra |= {"val_top1": metrics.val_top1, "val_loss": metrics.val_loss}
@@ -341,5 +342,10 @@ def worker(payload: dict[str, Any]) -> None:
                 display.warn(watch.epoch(metrics))
             cluster.report({"epoch": metrics.epoch, **metrics.numbers()})
 
-        trainer.on_epoch = on_epoch
+        def on_rate(lr: float) -> None:
+            if tracked is not None and display is not None:
+                tracked.metrics({"lr.found": lr})
+                console.print(f"{method}: lr auto: {lr:.3g}, a tenth of where the loss rises")
+
+        trainer.on_epoch, trainer.on_rate = on_epoch, on_rate
         trainer.run()

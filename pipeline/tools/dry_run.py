@@ -77,6 +77,8 @@ def plan(params: Params, method: str, workspace: Workspace) -> dict[str, str]:
 def _rate(trainer: Trainer) -> str:
     config, clips = trainer.model.config, trainer.config.batch_size
     peak = f"{config.peak_lr(clips):.3g} at its peak"
+    if config.lr == "auto":
+        return "found by a range test of at most a hundred steps, before the first"
     if config.lr is not None:
         return peak
     return f"{peak}: {config.base_lr:.3g} for {config.base_batch_size} clips a step, linear in them"

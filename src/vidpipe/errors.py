@@ -23,5 +23,9 @@ class ArgumentError(VidpipeError):
         return f"{self.argument}{self.problem}"
 
 
+class Diverged(VidpipeError):
+    """The loss or the gradient of a training is no number any more."""
+
+
 class TrainingStopped(Exception):
     """A training was asked to stop and did, its state saved; not an error."""

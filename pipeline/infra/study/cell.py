@@ -64,6 +64,8 @@ class Result:
     seconds: float = 0.0
     """Of training, of all its epochs at their own pace."""
     test_seconds: float = 0.0
+    lr: float | None = None
+    """The peak rate that was found for `lr: auto`."""
 
     def at(self, cell: Cell) -> dict[str, Any]:
         """The numbers of the epoch after which `cell` is compared; empty where it failed."""
@@ -300,7 +302,7 @@ def _result(state: str, trainer: Trainer) -> Result:
     progress, clips = trainer.progress, len(trainer.train_set)
     seconds = sum(clips / t.clips_per_s for t in progress.timing if t.clips_per_s > 0)
     history = tuple(asdict(metrics) for metrics in progress.history)
-    return Result(state, progress.epoch, trainer.epochs, history, seconds=seconds)
+    return Result(state, progress.epoch, trainer.epochs, history, seconds=seconds, lr=progress.lr)
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}

@@ -201,7 +201,8 @@ class _Runner:
             }
             run.tags({"mlflow.parentRunId": self.parent.run_id, "vidpipe.state": result.state})
             run.tags({"vidpipe.study": self.plan.params.study.name})
-            rate = cell.params.method(cell.method).peak_lr(cell.params.train.batch_size)
+            own = cell.params.method(cell.method)
+            rate = result.lr or own.peak_lr(cell.params.train.batch_size)
             run.params({**place, "lr": rate})
             for row in result.history:
                 shown = ("train_loss", "train_top1", "val_loss", "val_top1", "val_score", "lr")

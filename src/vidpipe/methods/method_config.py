@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 from vidpipe.config.section import NotDecisive, OnlyTraining, Section
 
 _WithoutLr = NotDecisive(unless=("lr", None))
+Rate = Annotated[float, Field(gt=0)]
 BaseRate = Annotated[float, OnlyTraining(), _WithoutLr]
 BaseBatch = Annotated[int, OnlyTraining(), _WithoutLr]
 OF_TEXT = NotDecisive(unless=("head_init", "text"))
@@ -33,10 +41,10 @@ class MethodConfig(Section):
     # What `vidpipe tune` searches unless told otherwise: field -> domain, as `loguniform(1e-4,1e-2)`.
     space: ClassVar[Mapping[str, str]] = {"lr": "loguniform(1e-4,1e-2)"}
 
-    lr: Annotated[float | None, OnlyTraining()] = Field(
+    lr: Annotated[Rate | Literal["auto"] | None, OnlyTraining()] = Field(
         None,
-        gt=0,
-        description="peak learning rate as it is; null: base_lr x train.batch_size / base_batch_size",
+        description="peak learning rate as it is; null: base_lr x train.batch_size / base_batch_size; "
+        "auto: a tenth of the rate at which the loss rises, found in at most a hundred steps more",
     )
     base_lr: BaseRate = Field(
         3e-4, gt=0, description="where lr is null: for base_batch_size clips a step, linear in them"
@@ -65,12 +73,23 @@ class MethodConfig(Section):
         description="what stands around a class name, {}, in its texts; null: ten for actions",
     )
 
+    @field_validator("lr", mode="wrap")
+    @classmethod
+    def _one_line(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """Not a line for each form that it is not."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise ValueError(f"{problem}, or auto, got {reprlib.repr(value)}") from None
+
     def peak_lr(self, batch_size: int | None = None) -> float:
-        """The peak learning rate for `batch_size` clips a step; None: as many as `base_lr` is for.
+        """The peak learning rate for `batch_size` clips a step; None: as many as `base_lr` is for. Of
+        `auto`, which a training finds, that of null.
 
         >>> MethodConfig().peak_lr(32), MethodConfig(lr=1e-3).peak_lr(32)
         (0.00015, 0.001)
         """
-        if self.lr is not None:
+        if isinstance(self.lr, float):
             return self.lr
         return self.base_lr * (batch_size or self.base_batch_size) / self.base_batch_size

@@ -159,8 +159,8 @@ def fit(
             on_epoch=report,
         )
         watch = RateWatch(
-            "lr" if model.config.lr is not None else "base_lr",
-            model.config.peak_lr(config.batch_size),
+            "base_lr" if model.config.lr is None else "lr",
+            lambda: trainer.peak_lr,
             guess=trainer.task.guess(facts[1]),
             chance=1 / facts[1],
             clips=trainer.batches.clips,

@@ -23,7 +23,7 @@ from vidpipe.data.dataset import Samples, Views, train_loader
 from vidpipe.data.mixing import PairMixer
 from vidpipe.data.model_input import batch_input
 from vidpipe.device import autocast, autocast_dtype
-from vidpipe.errors import TrainingStopped, VidpipeError
+from vidpipe.errors import Diverged, TrainingStopped, VidpipeError
 from vidpipe.methods.base import VideoModel
 from vidpipe.methods.noise import GOLDEN, lowbias32
 from vidpipe.methods.split import Split
@@ -47,6 +47,7 @@ from vidpipe.training.parallel import (
     same_start,
 )
 from vidpipe.training.patch_drop import drop_patches, refuse_patch_drop
+from vidpipe.training.rate_test import RateTest, find_rate
 from vidpipe.training.recompute import choose_recomputed
 from vidpipe.training.state import Checkpoints, Progress, restore
 from vidpipe.training.validate import validate
@@ -90,14 +91,11 @@ class Trainer:
         self.rank, self.world_size = rank, world_size
         self.checkpoints, self.stop = checkpoints, stop
         self.on_step, self.on_epoch = on_step, on_epoch
+        self.on_rate: Callable[[float], None] = lambda lr: None  # with what `lr: auto` found
         self.device = device or torch.device("cpu")
         model.to(self.device)
         self.batches = EpochBatches(
-            len(train_set),
-            config.batch_size,
-            config.seed,
-            rank,
-            world_size,
+            *(len(train_set), config.batch_size, config.seed, rank, world_size),
             shards=train_set.clips.shards if config.shuffle == "shards" else None,
             labels=labels if config.balance == "sample" else None,
             pairs=mixer is not None,
@@ -132,6 +130,7 @@ class Trainer:
         fp16 = autocast_dtype(config.precision, self.device) == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self.started = False
+        self.rate_test: RateTest | None = None
         self.progress = Progress()
         self.resumed_from: Path | None = None
         if checkpoints is not None:
@@ -147,6 +146,9 @@ class Trainer:
                 self.progress = restore(self.resumed_from, *state)
 
     def run(self) -> list[EpochMetrics]:
+        if self.model.config.lr == "auto" and self.progress.lr is None:
+            self.progress.lr = find_rate(self)
+            self.on_rate(self.progress.lr)
         while not self.progress.finished:
             timing = EpochTiming(clips_per_s=0.0, data_wait=0.0)
             for info in self.steps():
@@ -259,9 +261,8 @@ class Trainer:
         if config.clip_grad_norm is not None:
             norm = nn.utils.clip_grad_norm_(parameters, config.clip_grad_norm).item()
         else:
-            norm = nn.utils.get_total_norm(
-                [x.grad for x in parameters if x.grad is not None]
-            ).item()
+            gradients = [x.grad for x in parameters if x.grad is not None]
+            norm = nn.utils.get_total_norm(gradients).item()
         if math.isfinite(norm):
             step.grad_norm, step.finite_steps = norm, 1.0
         elif not self.scaler.is_enabled():  # which leaves this step out, and scales less
@@ -317,15 +318,17 @@ class Trainer:
         start = int(words.generate_state(1)[0])
         return lowbias32((index.to(self.device) * GOLDEN + start) & 0xFFFFFFFF)
 
+    @property
+    def peak_lr(self) -> float:
+        """Of `lr: auto`, before it is found, what `null` has."""
+        return self.progress.lr or self.model.config.peak_lr(self.config.batch_size)
+
     def _lr(self, step: int) -> float:
-        by_epoch = self.config.lr_schedule == "cosine_by_epoch"
-        return self.model.config.peak_lr(self.config.batch_size) * lr_factor(
-            step,
-            self.warmup,
-            self.total_steps,
-            start=self.config.warmup_from,
-            epoch=len(self.batches) if by_epoch else None,
-        )
+        if self.rate_test is not None:
+            return self.rate_test.lr
+        epoch = len(self.batches) if self.config.lr_schedule == "cosine_by_epoch" else None
+        where = (step, self.warmup, self.total_steps)
+        return self.peak_lr * lr_factor(*where, start=self.config.warmup_from, epoch=epoch)
 
     def _save(self, failed: bool = False) -> None:
         """Only rank 0 writes; all have the same to write."""
@@ -337,9 +340,9 @@ class Trainer:
         own = [] if batch is None else batch["index"].tolist()
         names = gathered([self.train_set.clips.name(i) for i in own])
         self._save(failed=True)
-        where = self.checkpoints.folder / "failed" if self.checkpoints else None
-        saved = f"; the state before it is in {where}" if where else ""
-        raise VidpipeError(
+        folder = self.checkpoints.folder / "failed" if self.checkpoints else None
+        saved = f"; the state before it is in {folder}" if folder else ""
+        raise Diverged(
             f"{what} is {value} at step {self.progress.step} (clips {', '.join(names[:4])}, ...); "
             f"lower methods.<method>.lr or set train.clip_grad_norm{saved}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vidpipe.training.metrics import EpochMetrics, StepInfo
 
@@ -21,7 +21,7 @@ class RateWatch:
     """Watches one training. `step` and `epoch` return a warning, of each kind once, or None.
 
     Args:
-        rate: the peak learning rate, named by `key`, such as `methods.aim.lr`.
+        rate: gives the peak learning rate, named by `key`, such as `methods.aim.lr`.
         guess, chance: loss of a model that knows nothing, and the accuracy of always guessing the most
             frequent class (`Task.guess`, `Task.chance`).
         clips: of an epoch.
@@ -32,7 +32,7 @@ class RateWatch:
     def __init__(
         self,
         key: str,
-        rate: float,
+        rate: Callable[[], float],
         *,
         guess: float,
         chance: float,
@@ -82,7 +82,7 @@ class RateWatch:
         )
 
     def _rate(self) -> str:
-        return f"the learning rate {self.rate:.3g} ({self.key})"
+        return f"the learning rate {self.rate():.3g} ({self.key})"
 
     def _say(self, kind: str, text: str) -> str | None:
         if kind in self._said:

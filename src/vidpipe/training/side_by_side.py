@@ -43,6 +43,8 @@ def refusal(split: Split, configs: Sequence[MethodConfig]) -> str | None:
     model = split.model
     if isinstance(model, FrozenReader) or split.cut not in (POOLED, len(model.blocks)):
         return f"{model.name} trains more than a head behind the last block"
+    if any(config.lr == "auto" for config in configs):
+        return "lr: auto is found by each training alone"
     first, *others = (config.model_dump(exclude=set(RATES)) for config in configs)
     if any(other != first for other in others):
         return f"its trials differ in more than {', '.join(sorted(RATES))}"

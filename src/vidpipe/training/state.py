@@ -58,6 +58,8 @@ class Progress:
     best: str | None = None
     """Name of the checkpoint with the highest validation score so far; the first of equals."""
     finished: bool = False
+    lr: float | None = None
+    """The peak rate that was found for `lr: auto`."""
 
     @classmethod
     def read(cls, folder: Path) -> Progress:

@@ -25,7 +25,7 @@ GUESS = math.log(9)
 
 def watch(**more: Any) -> RateWatch:
     options = {"guess": GUESS, "chance": 0.12, "clips": 90, "epochs": 10, "warmup": 1.0, **more}
-    return RateWatch("methods.aim.lr", 1e-3, **options)
+    return RateWatch("methods.aim.lr", lambda: 1e-3, **options)
 
 
 def epoch(number: int, loss: float, top1: float) -> EpochMetrics:
