@@ -21,7 +21,7 @@ from vidpipe.training.state import Checkpoints
 PARTIAL = 17
 """Clips of which the last batch of 8 has one: the second rank has none of it."""
 
-CASES = ("partial", "stopped", "plain", "unused", "nan")
+CASES = ("partial", "stopped", "plain", "unused", "nan", "auto")
 
 
 class Seen(Moving):
@@ -106,13 +106,24 @@ def one_case(rank: int, world: int, folder: str, case: str) -> dict[str, Any]:
                 if type(raised).__name__ != "TrainingStopped":
                     raise
             dist.barrier()
+    elif case == "auto":
+        run, data = finding(rank, world)
+        run.run()
     else:
         run, data = train(rank, world, size=PARTIAL if case == "partial" else 16)
         run.run()
     if error:
         return {"error": error}
     torch.save(weights(run.model), f"{folder}/weights{rank}")
-    return {"history": [vars(m) for m in run.progress.history], "asked": data.asked}
+    lr = {"lr": run.progress.lr}
+    return {"history": [vars(m) for m in run.progress.history], "asked": data.asked, **lr}
+
+
+def finding(rank: int, world: int) -> tuple[Trainer, Seen]:
+    """A training that finds its rate."""
+    run, data = train(rank, world, epochs=1, warmup_epochs=0)
+    run.model.config = run.model.config.model_copy(update={"lr": "auto"})
+    return run, data
 
 
 def unused(rank: int) -> None:

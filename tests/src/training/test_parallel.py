@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from project import HELPERS, PROJECT
 from trainings import make, trainer
-from two_ranks import PARTIAL, ranks, train
+from two_ranks import PARTIAL, finding, ranks, train
 
 from vidpipe.errors import VidpipeError
 from vidpipe.training import parallel
@@ -72,6 +72,15 @@ def test_a_bad_loss_on_one_worker_ends_all_at_the_same_step(
     one, other = (rank["error"] for rank in both["nan"])
     assert one == other
     assert one.startswith("loss is nan at step 0 (clips clip")
+
+
+@pytest.mark.slow
+def test_two_workers_find_the_rate_that_one_does(both: dict[str, list[dict[str, Any]]]) -> None:
+    torch.set_num_threads(1)
+    alone, _ = finding(0, 1)
+    alone.run()
+    one, other = (rank["lr"] for rank in both["auto"])
+    assert one == other == pytest.approx(alone.progress.lr, rel=0.2)
 
 
 @pytest.mark.slow
