@@ -201,11 +201,8 @@ def _publish(
         )
     published = load_result(source, trained.model).epoch
     _log(tracked, progress.history, progress.timing)
-    extra = {
-        "epoch": published,
-        "train": params.train.model_dump(mode="json"),
-        "identity": identity,
-    }
+    own = params.train.model_dump(mode="json")
+    extra = {"epoch": published, "train": own, "identity": identity}
     extra |= {} if progress.lr is None else {"lr": progress.lr}
     if params.train.publish == "best":
         metrics = progress.history[published - 1]
