@@ -1,6 +1,6 @@
 """`lr: auto`: the peak learning rate by a range test (Smith, WACV 2017), a hundred steps or fewer.
 
-The rate rises from step to step until the loss does. A tenth of the rate at which it has risen is the
+The rate rises from step to step until the loss does. A part of the rate at which it has risen is the
 peak of the training, which then begins anew from its start. That fits itself to model, width, batch and
 data: the papers' rates are for tens of thousands of steps of 64 to 128 clips, and on a few hundred clips
 they are up to forty times too low, or, of AIM, close to where it falls apart.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -23,15 +24,16 @@ from vidpipe.training.state import Checkpoints, Progress
 
 STEPS, LOWEST, HIGHEST = 100, 1e-6, 1.0
 """Steps of the test, and the rates between which they lie, evenly on a logarithmic scale."""
-START = 10
-"""Steps whose mean loss is the start's: at their rates nothing is learned yet."""
+START = 20
+"""Steps whose losses say what the start's is, and how noisy: at their rates little is learned yet."""
 SMOOTH = 0.9
 """Of the running mean of the loss."""
-REGAINED, RISEN = 0.5, 0.1
-"""The loss has risen when it is above its lowest by this share of what it had fallen, and by this share
-of the start's loss, which is beyond the noise of small batches."""
-SAFETY = 0.1
-"""Of the rate at which it has risen."""
+REGAINED, NOISE = 0.5, 5.0
+"""The loss has risen when its running mean is above its lowest by this share of what it had fallen, and
+by so many standard deviations of such a mean. A model that fell apart guesses: its loss comes back to the
+start's, and need not go beyond it."""
+SAFETY = 0.15
+"""Of the rate at which it has risen, where the running mean is some steps late."""
 
 
 class RateTest:
@@ -41,7 +43,7 @@ class RateTest:
         >>> test = RateTest()
         >>> while not test.take(2.0 if test.lr < 1e-2 else 9.0):
         ...     pass
-        >>> 1e-3 < test.rate < 2e-3
+        >>> 1e-3 < test.rate < 3e-3
         True
     """
 
@@ -63,9 +65,10 @@ class RateTest:
         mean = self.mean / (1 - SMOOTH**count)
         if count < START:
             return False
-        start = sum(self.losses[:START]) / START
+        start = statistics.fmean(self.losses[:START])
+        noise = statistics.stdev(self.losses[:START]) * math.sqrt((1 - SMOOTH) / (1 + SMOOTH))
         self.lowest = min(self.lowest, mean)
-        risen = self.lowest + REGAINED * max(0.0, start - self.lowest) + RISEN * start
+        risen = self.lowest + max(REGAINED * (start - self.lowest), NOISE * noise)
         self.over = not mean <= risen or count == STEPS
         return self.over
 
