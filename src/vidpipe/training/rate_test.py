@@ -28,10 +28,12 @@ START = 20
 """Steps whose losses say what the start's is, and how noisy: at their rates little is learned yet."""
 SMOOTH = 0.9
 """Of the running mean of the loss."""
-REGAINED, NOISE = 0.5, 5.0
-"""The loss has risen when its running mean is above its lowest by this share of what it had fallen, and
-by so many standard deviations of such a mean. A model that fell apart guesses: its loss comes back to the
-start's, and need not go beyond it."""
+NOISE = 5.0
+"""Standard deviations of a running mean, by which it falls or rises beyond noise."""
+REGAINED, BEYOND = 0.5, 0.1
+"""Once the loss has fallen, it has risen again when this share of the fall is regained, beyond noise: a
+model that fell apart guesses, so its loss comes back to the start's and need not go higher. A loss that
+has not fallen has to rise by this share of the start's, since by noise it rises a little."""
 SAFETY = 0.15
 """Of the rate at which it has risen, where the running mean is some steps late."""
 
@@ -68,8 +70,9 @@ class RateTest:
         start = statistics.fmean(self.losses[:START])
         noise = statistics.stdev(self.losses[:START]) * math.sqrt((1 - SMOOTH) / (1 + SMOOTH))
         self.lowest = min(self.lowest, mean)
-        risen = self.lowest + max(REGAINED * (start - self.lowest), NOISE * noise)
-        self.over = not mean <= risen or count == STEPS
+        fallen = start - self.lowest
+        least = REGAINED * fallen if fallen > max(NOISE * noise, 1e-3 * start) else BEYOND * start
+        self.over = not mean <= self.lowest + max(least, NOISE * noise) or count == STEPS
         return self.over
 
     @property
