@@ -81,7 +81,7 @@ class MethodConfig(Section):
             return handler(value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
-            raise ValueError(f"{problem}, or auto, got {reprlib.repr(value)}") from None
+            raise ValueError(f"{problem}, got {reprlib.repr(value)}; auto finds one") from None
 
     def peak_lr(self, batch_size: int | None = None) -> float:
         """The peak learning rate for `batch_size` clips a step; None: as many as `base_lr` is for. Of

@@ -102,5 +102,5 @@ def stop_it(metrics: Any, timing: EpochTiming) -> None:
 
 def test_a_rate_that_is_none_is_one_line() -> None:
     for wrong in (0, -1.0, "high", math.nan):
-        with pytest.raises((VidpipeError, ValueError), match="or auto, got"):
+        with pytest.raises((VidpipeError, ValueError), match="; auto finds one"):
             make(lr=wrong)
