@@ -90,6 +90,6 @@ class MethodConfig(Section):
         >>> MethodConfig().peak_lr(32), MethodConfig(lr=1e-3).peak_lr(32)
         (0.00015, 0.001)
         """
-        if isinstance(self.lr, float):
+        if self.lr is not None and self.lr != "auto":
             return self.lr
         return self.base_lr * (batch_size or self.base_batch_size) / self.base_batch_size

@@ -63,6 +63,9 @@ class RateTest:
         """The loss of a step at `lr`. Returns whether the test is over."""
         self.losses.append(loss)
         count = len(self.losses)
+        if not math.isfinite(loss):
+            self.over = True
+            return True
         self.mean = SMOOTH * self.mean + (1 - SMOOTH) * loss
         mean = self.mean / (1 - SMOOTH**count)
         if count < START:
@@ -72,7 +75,7 @@ class RateTest:
         self.lowest = min(self.lowest, mean)
         fallen = start - self.lowest
         least = REGAINED * fallen if fallen > max(NOISE * noise, 1e-3 * start) else BEYOND * start
-        self.over = not mean <= self.lowest + max(least, NOISE * noise) or count == STEPS
+        self.over = mean > self.lowest + max(least, NOISE * noise) or count == STEPS
         return self.over
 
     @property

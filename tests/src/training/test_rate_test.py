@@ -53,6 +53,14 @@ def test_a_loss_that_is_no_number_ends_it(end: float) -> None:
     assert 1.5e-4 <= found <= 1.8e-4
 
 
+@pytest.mark.parametrize("step", [1, 19, 20, 21])
+def test_so_it_does_wherever_it_comes(step: int) -> None:
+    test = RateTest()
+    assert not any(test.take(2.0) for _ in range(step - 1))
+    assert test.take(math.inf)
+    assert 0 < test.rate < 1e-5
+
+
 def test_a_loss_that_never_rises_ends_at_the_highest_rate() -> None:
     test = RateTest()
     assert test.lr == LOWEST
