@@ -144,10 +144,9 @@ def _train(
         if not _finished(checkpoints):
             if request.number is None:
                 raise VidpipeError("training ended before its last epoch; see Ray's log above")
-            raise Interrupted(
-                request.number,
-                f"stopped, and saved in {checkpoints.last()}; run the same command again to go on",
-            )
+            last = checkpoints.last()  # none while `lr: auto` looks for its rate
+            saved = f"stopped, and saved in {last}" if last else "stopped before its first step"
+            raise Interrupted(request.number, f"{saved}; run the same command again to go on")
 
 
 def _finished(checkpoints: Checkpoints) -> bool:
