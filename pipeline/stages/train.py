@@ -341,7 +341,7 @@ def worker(payload: dict[str, Any]) -> None:
         def on_rate(lr: float) -> None:
             if tracked is not None and display is not None:
                 tracked.metrics({"lr.found": lr})
-                console.print(f"{method}: lr auto: {lr:.3g}, 0.15 of where the loss rises")
+                console.print(f"{method}: lr auto: {lr:.3g}, well below where the loss rises")
 
         trainer.on_epoch, trainer.on_rate = on_epoch, on_rate
         trainer.run()

@@ -52,8 +52,8 @@ def project(
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention of (..., heads, N, D / heads) queries, keys and values; `mask` is added to the scores.
 
-    In bf16 a CPU computes what has a backward pass in fp32: PyTorch's backward pass of attention
-    takes up to four times as long in bf16 there (2.13, with AMX, 17 to 197 tokens).
+    On a CPU, what is trained in bf16 is computed in fp32 here: PyTorch's backward pass of attention is
+    several times slower in bf16 (2.15, with AMX; least of many tokens).
     """
     dtype, trained = v.dtype, q.requires_grad or k.requires_grad or v.requires_grad
     if trained and dtype == torch.bfloat16 and v.device.type == "cpu":

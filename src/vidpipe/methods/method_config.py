@@ -44,7 +44,7 @@ class MethodConfig(Section):
     lr: Annotated[Rate | Literal["auto"] | None, OnlyTraining()] = Field(
         None,
         description="peak learning rate as it is; null: base_lr x train.batch_size / base_batch_size; "
-        "auto: 0.15 of the rate at which the loss rises, found in at most a hundred steps more",
+        "auto: well below the rate at which the loss rises, found in at most a hundred steps more",
     )
     base_lr: BaseRate = Field(
         3e-4, gt=0, description="where lr is null: for base_batch_size clips a step, linear in them"
